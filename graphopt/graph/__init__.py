@@ -1,0 +1,1 @@
+"""What onnx_ir lacks: structure, shapes, layers, cost, edits, regions."""
