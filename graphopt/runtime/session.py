@@ -1,0 +1,203 @@
+"""Sessions of ONNX Runtime: a model in, arrays in, arrays out; its errors in one line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Never
+
+import numpy as np
+
+from graphopt.errors import RuntimeUnavailableError, SessionError
+from graphopt.runtime import extension
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Optimizations = Literal["all", "none"]
+"""The runtime's own graph optimizations: ``ORT_ENABLE_ALL`` or ``ORT_DISABLE_ALL``."""
+
+Feed = Mapping[str, np.ndarray]
+Outputs = dict[str, Any]
+"""Arrays by output name; a sequence output is a list, a map a dict, an empty optional None."""
+
+_LEVELS = {"all": "ORT_ENABLE_ALL", "none": "ORT_DISABLE_ALL"}
+_ERRORS_ONLY = 4
+_LONGEST_REASON = 300
+_NEWEST_PROBED = 64
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How sessions run.
+
+    Attributes:
+        threads: threads within an operator; 0 leaves the choice to the runtime.
+        providers: execution providers, most wanted first.
+        custom_ops: shared libraries of custom operators.
+        config: session configuration entries of ONNX Runtime.
+    """
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    custom_ops: tuple[Path, ...] = ()
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The newest versions that the installed runtime loads."""
+
+    opset: int
+    ir_version: int
+
+
+class Session:
+    """A loaded model. It owns the temporary files that it was loaded from."""
+
+    def __init__(self, native: Any, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self._native = native
+        self._folder = folder
+        self._wide = any(extension.is_extension_type(value.type) for value in native.get_outputs())
+        self.input_names: tuple[str, ...] = tuple(value.name for value in native.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(value.name for value in native.get_outputs())
+
+    def run(self, feed: Feed) -> Outputs:
+        """Runs the model once.
+
+        Args:
+            feed: arrays by input name; names that are not inputs are refused.
+
+        Raises:
+            SessionError: the runtime refused the feed or failed; names the node where the runtime does.
+        """
+        try:
+            if self._wide or any(extension.is_extension(array) for array in feed.values()):
+                return dict(zip(self.output_names, extension.run(_runtime(), self._native, feed), strict=True))
+            return dict(zip(self.output_names, self._native.run(None, dict(feed)), strict=True))
+        except Exception as error:  # the runtime's exceptions share no narrower base class
+            _refuse("the model does not run", error)
+
+
+def open_session(model: ir.Model | Path, optimizations: Optimizations = "all", options: SessionOptions | None = None) -> Session:
+    """Loads a model into the runtime; the model itself is never changed.
+
+    Args:
+        model: a file, or a model in flight. Weights of the latter travel as bytes, or through a temporary folder that lives
+            as long as the session where they are large.
+        optimizations: the runtime's own graph optimizations.
+        options: how to run.
+
+    Raises:
+        SessionError: the runtime refused the model; one line, the node named.
+        RuntimeUnavailableError: ONNX Runtime, or an execution provider that was asked for, is not installed.
+    """
+    native_options = native_session_options(optimizations, options or SessionOptions())
+    return load_session(model, native_options, options or SessionOptions())
+
+
+def native_session_options(optimizations: Optimizations, options: SessionOptions) -> Any:
+    """ONNX Runtime's own options object: quiet, with the libraries and configuration entries of `options`.
+
+    Raises:
+        SessionError: a library of custom operators cannot be registered.
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    runtime = _runtime()
+    native = runtime.SessionOptions()
+    native.log_severity_level = _ERRORS_ONLY
+    native.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[optimizations])
+    native.intra_op_num_threads = options.threads
+    for key, value in options.config.items():
+        native.add_session_config_entry(key, value)
+    for library in options.custom_ops:
+        try:
+            native.register_custom_ops_library(str(library))
+        except Exception as error:  # the runtime's exceptions share no narrower base class
+            _refuse(f"cannot register the custom operators of {library}", error)
+    return native
+
+
+def load_session(model: ir.Model | Path, native_options: Any, options: SessionOptions) -> Session:
+    """Loads a model with options object `native_options`; see `open_session`."""
+    runtime = _runtime()
+    missing = [name for name in options.providers if name not in runtime.get_available_providers()]
+    if missing:
+        raise RuntimeUnavailableError(
+            f"{missing[0]} is not in the installed onnxruntime, which has {', '.join(runtime.get_available_providers())}; "
+            "for CUDA: pip install graphopt[gpu]"
+        )
+    source, folder = (str(model), None) if isinstance(model, Path) else _serialize(model)
+    name = str(model) if isinstance(model, Path) else "the model"
+    try:
+        return Session(runtime.InferenceSession(source, native_options, providers=list(options.providers)), folder)
+    except Exception as error:  # the runtime's exceptions share no narrower base class
+        _refuse(f"ONNX Runtime does not load {name}", error)
+
+
+@functools.cache
+def runtime_limits() -> Limits:
+    """The newest opset of the standard domain and the newest IR version that load, found by probing tiny models."""
+    ir_version = _newest(lambda version: _loads(opset=13, ir_version=version), range(7, _NEWEST_PROBED))
+    opset = _newest(lambda version: _loads(opset=version, ir_version=ir_version), range(13, _NEWEST_PROBED))
+    return Limits(opset=opset, ir_version=ir_version)
+
+
+def _loads(opset: int, ir_version: int) -> bool:
+    import onnx_ir as ir
+
+    text = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g (float[1] x) => (float[1] y) {{ y = Neg(x) }}'
+    try:
+        open_session(ir.from_onnx_text(text), "none", SessionOptions(threads=1))
+    except SessionError:
+        return False
+    return True
+
+
+def _newest(works: Any, versions: Iterable[int]) -> int:
+    newest = 0
+    for version in versions:
+        if not works(version):
+            break
+        newest = version
+    return newest
+
+
+def _serialize(model: ir.Model) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
+    # Imported here, so that a timing process pays for the runtime only.
+    from graphopt.runtime import serialize
+
+    if serialize.weight_bytes(model) <= serialize.IN_MEMORY_BYTES:
+        return serialize.to_bytes(model), None
+    folder = serialize.to_folder(model)
+    return str(Path(folder.name) / "model.onnx"), folder
+
+
+def _runtime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"ONNX Runtime cannot be imported ({error}); install it: pip install graphopt[cpu], or graphopt[gpu] for CUDA"
+        ) from error
+
+
+def _refuse(what: str, error: Exception) -> Never:
+    if isinstance(error, (MemoryError, SessionError)):
+        raise error
+    raise SessionError(f"{what}: {shorten(str(error))}") from error
+
+
+def shorten(message: str) -> str:
+    """The runtime's message as one line: no status prefix, no source paths, at most 300 characters; node names stay."""
+    text = " ".join(message.split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"(Load model from \S+ failed:)", "", text)
+    text = re.sub(r"\S*/onnxruntime/\S+?:\d+ .*?\) (?=\S)", "", text, count=1)
+    text = re.sub(r" ?Stacktrace:.*", "", text)
+    return text.strip() if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3].strip() + "..."
