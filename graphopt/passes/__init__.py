@@ -1,0 +1,34 @@
+"""The passes, by the names that recipes and the ledger use; a pass's module is imported when the pass is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from graphopt.errors import RecipeError
+
+if TYPE_CHECKING:
+    from graphopt.passes.base import AnyPass
+
+PASSES: dict[str, str] = {
+    "cleanup": "graphopt.passes.cleanup:Cleanup",
+    "shapes": "graphopt.passes.shapes:ShapesPass",
+    "simplify": "graphopt.passes.simplify:Simplify",
+    "duplicates": "graphopt.passes.duplicates:Duplicates",
+}
+"""Where each pass stands; the exact ones in the order in which they reach their fixed point in the fewest rounds."""
+
+
+def find(name: str) -> type[AnyPass]:
+    """The class of a pass.
+
+    Raises:
+        RecipeError: no pass has that name; the message has the most similar ones.
+    """
+    if name not in PASSES:
+        close = difflib.get_close_matches(name, PASSES, n=3) or list(PASSES)
+        raise RecipeError(f"there is no pass {name!r}; did you mean {' or '.join(close)}?")
+    module, _, kind = PASSES[name].partition(":")
+    found: type[AnyPass] = getattr(importlib.import_module(module), kind)
+    return found
