@@ -22,10 +22,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from graphopt import files
-from graphopt.files.atomic import PendingFile
 from graphopt.errors import GraphoptError, InvalidModelError, ModelFileError, UnsupportedModelError
-from graphopt.graph.structure import verify_structure
+from graphopt.files.atomic import PendingFile
 from graphopt.files.weights import slots_of
+from graphopt.graph.structure import verify_structure
 
 WEIGHT = np.arange(1200, dtype=np.float32).reshape(2, 600)
 ROOT = Path(__file__).parents[1]

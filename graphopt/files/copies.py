@@ -10,8 +10,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphopt.files.atomic import PendingFile
 from graphopt.errors import ModelFileError
+from graphopt.files.atomic import PendingFile
 from graphopt.files.external import DataFile, locate
 from graphopt.files.reading import model_file, parse
 from graphopt.files.writing import check_target, data_of, remove_unused

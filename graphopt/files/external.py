@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 
-from graphopt.files.atomic import PendingFile
 from graphopt.errors import ModelFileError
+from graphopt.files.atomic import PendingFile
 from graphopt.files.weights import Slot, slots_of, stored_slots
 
 THRESHOLD = 1024

@@ -12,8 +12,8 @@ from typing import TypeVar
 import onnx
 import onnx_ir as ir
 
-from graphopt.files.atomic import PendingFile
 from graphopt.errors import ModelFileError
+from graphopt.files.atomic import PendingFile
 from graphopt.files.external import THRESHOLD, write_tensor
 from graphopt.files.weights import Slot, in_memory, standing_in, stored_slots
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt import __version__
-from graphopt.files.atomic import PendingFile
 from graphopt.errors import GraphoptError, ModelFileError
+from graphopt.files.atomic import PendingFile
 from graphopt.files.external import data_files, external_slots, locations, references, write_data
 from graphopt.files.reading import parse
 from graphopt.files.weights import in_memory, slots_of, standing_in, stored_slots

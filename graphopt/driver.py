@@ -1,0 +1,151 @@
+"""From recipe, model and samples to a verified model and its ledger: the product on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from graphopt import files
+from graphopt.errors import VerificationError
+from graphopt.graph.edits import name_nodes
+from graphopt.graph.signature import signature_of
+from graphopt.graph.structure import verify_structure
+from graphopt.intake import Intake, lowered, take
+from graphopt.ledger import Ledger
+from graphopt.passes.base import Context
+from graphopt.progress import Progress, Quiet
+from graphopt.proof import Property, Prover
+from graphopt.recipe import Recipe, preset
+from graphopt.result import Result, figures_of, resolved, write_beside
+from graphopt.run import Run
+from graphopt.runtime.session import SessionOptions
+from graphopt.samples import Samples
+from graphopt.stage import stages_of, total_seconds
+from graphopt.subject import Subject, choose_subject
+from graphopt.verification import Effort, Verdict, verifier_of
+
+Source = str | Path | onnx.ModelProto | ir.Model
+
+
+def optimize(
+    model: Source,
+    output: str | Path | None = None,
+    *,
+    recipe: Recipe | str = "exact",
+    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    in_place: bool = False,
+    strict: bool = False,
+    keep_ledger: bool = True,
+    allow_imports: bool = False,
+    custom_ops: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Optimizes a model, proves the result against the original, and writes it.
+
+    Args:
+        model: a file, a folder with one model and its companions, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; never changed.
+        output: where to write; a folder where ``model`` is one. None with ``in_place`` False: nothing is written.
+        recipe: a recipe, or the name of a preset.
+        data: calibration and evaluation inputs; without them synthetic samples are made from the signature.
+        in_place: write onto the input, atomically.
+        strict: refuse to write anything where a rewrite had to be dropped.
+        keep_ledger: write ``OUT.ledger.json`` beside the model.
+        allow_imports: let the recipe name passes as ``module:Class``.
+        custom_ops: libraries of custom operators to register with the runtime.
+        progress: told what is being done.
+
+    Returns:
+        The optimized model, the ledger, and what was measured.
+
+    Raises:
+        GraphoptError: the input cannot be used; the message says why, in one line. Nothing has been written then.
+    """
+    recipe = preset(recipe) if isinstance(recipe, str) else recipe
+    progress = progress or Quiet()
+    passes = recipe.build(allow_imports=allow_imports)
+    options = SessionOptions(recipe.session.threads, custom_ops=tuple(custom_ops), config=recipe.session.config)
+    with ExitStack() as stack:
+        with progress.step("load"):
+            intake = take(model, output, in_place=in_place)
+            folder = stack.enter_context(intake.scratch_folder())
+            ledger = Ledger(notes=intake.notes())
+            verify_structure(intake.model)
+            baseline = lowered(intake, folder, ledger)
+            name_nodes(intake.model)
+        subject, verifier = Subject(), None
+        if recipe.verify != "structure":
+            with progress.step("run the original"):
+                subject = choose_subject(intake.model, baseline, data, recipe.shapes, options)
+                ledger.notes.extend(subject.notes)
+                if subject.feeds:
+                    verifier = verifier_of(subject.original, subject.feeds, options, recipe.tolerance, subject.cut)
+        stages = stages_of(passes, lambda: _context(intake.model, data, recipe))
+        prover = Prover(intake.path(folder), baseline, subject.feeds, options, recipe.time_limit, _properties(recipe, subject))
+        path = folder / intake.output_name
+        run = Run(intake.model, recipe, stages, verifier, subject, prover, path, progress, must_write=bool(ledger.rewrites))
+        run.improve_until_proved()
+        result = _conclude(run, intake, ledger)
+        if strict and run.drops:
+            first = run.drops[0]
+            raise VerificationError(f"{intake.name}: {len(run.drops)} rewrites had to be dropped, first {first.key}: {first.reason}")
+        if intake.target is None:
+            return result
+        with progress.step(f"write {intake.target}"):
+            if result.changed or intake.target != intake.source:
+                files.move_model(path, intake.target)
+            intake.copy_companions()
+            write_beside(result, intake.target, ledger=keep_ledger)
+        return replace(result, model=files.load(intake.target))
+
+
+def _properties(recipe: Recipe, subject: Subject) -> tuple[Property, ...]:
+    """What is proved of the written file: a replay times nothing, and what cannot run is not timed."""
+    if recipe.verify != "full" or not subject.feeds or subject.protected:
+        return ("size",)
+    return ("size", "kernels") if recipe.resolved else ("size", "kernels", "speed")
+
+
+def _context(model: ir.Model, data: Any, recipe: Recipe) -> Context:
+    if data is None:
+        samples = Samples.synthetic(model, recipe.shapes)
+    else:
+        samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
+    return Context(samples, recipe.target)
+
+
+def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
+    """Gathers what was done and measured; a run without any change gives back the input byte for byte."""
+    for attempt in run.attempts:
+        ledger.absorb(attempt.recorder)
+    ledger.drops.extend(run.drops)
+    verdict = Verdict()
+    if not ledger.rewrites:
+        files.copy_model(run.prover.original, run.path)
+        ledger.notes.append("nothing to improve: the output equals the input")
+    elif run.verifier and not run.subject.protected:
+        with run.progress.step("check the written file"):
+            verdict = run.verifier.check(run.path)
+        if not verdict.ok:
+            raise VerificationError(
+                f"{intake.name}: the written file failed the last check ({verdict.reason}); please report this as a bug"
+            )
+    effort = run.verifier.effort if run.verifier else Effort()
+    figures = figures_of(
+        intake,
+        run.attempts,
+        run.prover,
+        run.path,
+        relative_error=verdict.relative if run.verifier else None,
+        synthetic=run.subject.synthetic,
+        sessions=effort.sessions,
+        inferences=effort.inferences,
+        seconds={**total_seconds(run.attempts), "verification": effort.seconds, "proof": run.prover.seconds},
+    )
+    recipe = resolved(run.recipe, run.denied - run.given, measured=bool(run.prover.timings))
+    return Result(run.model, intake.target, intake.source, ledger, recipe, figures)

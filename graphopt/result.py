@@ -1,0 +1,192 @@
+"""What a run gives back: the model, the ledger, the figures; and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt import __version__, files
+from graphopt.files.atomic import PendingFile
+from graphopt.graph.edits import all_nodes, forget_given_names
+from graphopt.intake import Intake
+from graphopt.ledger import METADATA_KEY, Drop, Ledger
+from graphopt.proof import Prover
+from graphopt.recipe import Recipe, Resolution
+from graphopt.runtime.timing import Speed
+from graphopt.stage import Attempt
+
+_LEAST_LEDGER_BYTES = 4096
+_LEDGER_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured, before and after.
+
+    Attributes:
+        bytes_before, bytes_after: size on disk, external data included.
+        nodes_before, nodes_after: nodes of the files, subgraphs included, ``Constant`` nodes left out.
+        kernels_before, kernels_after: kernels that the runtime executes with its own optimizations on; None where not measured.
+        speed: the timed comparison; None where none was made.
+        relative_error: the largest difference seen, relative to the largest magnitude of its output; None where nothing ran.
+        synthetic: figures come from made-up samples.
+        sessions, inferences: what verification took.
+        seconds: time per pass and per kind of check.
+    """
+
+    bytes_before: int
+    bytes_after: int
+    nodes_before: int
+    nodes_after: int
+    kernels_before: int | None = None
+    kernels_after: int | None = None
+    speed: Speed | None = None
+    relative_error: float | None = None
+    synthetic: bool = False
+    sessions: int = 0
+    inferences: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("speed", "seconds")}
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        return plain | {"seconds": seconds, "speed": self.speed.to_json() if self.speed else None}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives back.
+
+    Attributes:
+        model: the optimized model in memory.
+        path: the written file, or None.
+        source: the file that the model came from, or None.
+        ledger: what was done, dropped and nearly done.
+        recipe: the resolved recipe: replaying it gives the same bytes.
+        figures: what was measured.
+    """
+
+    model: ir.Model
+    path: Path | None
+    source: Path | None
+    ledger: Ledger
+    recipe: Recipe
+    figures: Figures
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was rewritten."""
+        return bool(self.ledger.rewrites)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``version`` counts changes of this form."""
+        return {
+            "version": 1,
+            "source": self.source.name if self.source else None,
+            "path": str(self.path) if self.path else None,
+            "changed": self.changed,
+            "figures": self.figures.to_json(),
+            "rules": self.ledger.counts(),
+            "dropped": [{"rewrite": str(drop.key), "reason": drop.reason} for drop in self.ledger.drops],
+            "notes": self.ledger.notes,
+        }
+
+
+def count_nodes(model: ir.Model) -> int:
+    """Nodes of the main graph, of all subgraphs and of functions; ``Constant`` nodes do nothing and do not count."""
+    functions = sum(1 for function in model.functions.values() for _ in function)
+    return functions + sum(1 for node in all_nodes(model) if node.op_type != "Constant")
+
+
+def write_model(attempts: Sequence[Attempt], drops: Sequence[Drop], fallback: ir.Model, path: Path, original: Path) -> None:
+    """Writes a candidate with its stamp and its embedded ledger, which is shortened or left out where it is too large.
+
+    Args:
+        attempts: the stages; the last one's model is written.
+        drops: for the ledger.
+        fallback: the model where there are no stages.
+        path: where to write.
+        original: the file that must not be exceeded in size.
+    """
+    model = (attempts[-1].model if attempts else fallback).clone()
+    forget_given_names(model)
+    ledger = Ledger(drops=list(drops))
+    for attempt in attempts:
+        ledger.absorb(attempt.recorder)
+    before = files.total_bytes(original)
+    model.metadata_props.pop(METADATA_KEY, None)
+    files.save(model, path)
+    room = min(max(_LEAST_LEDGER_BYTES, int(before * _LEDGER_SHARE)), before - files.total_bytes(path) - _STAMP_BYTES)
+    if room <= 0:
+        return
+    text = ledger.embedded(room)
+    files.stamp(model)
+    if text:
+        model.metadata_props[METADATA_KEY] = text
+    files.save(model, path)
+
+
+_STAMP_BYTES = 256
+"""Room for producer, version and the keys around the ledger."""
+
+
+def write_beside(result: Result, target: Path, *, ledger: bool) -> None:
+    """Writes the resolved recipe, and the ledger where wanted, beside the model; atomically, each for itself."""
+    _write_text(target.with_name(f"{target.name}.recipe.yaml"), result.recipe.to_yaml())
+    path = target.with_name(f"{target.name}.ledger.json")
+    if ledger:
+        content = result.ledger.to_json() | {"figures": result.figures.to_json()}
+        _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    else:
+        path.unlink(missing_ok=True)  # one from an earlier run would describe another model
+
+
+def resolved(recipe: Recipe, denied: Collection[tuple[str, str, str]], *, measured: bool) -> Recipe:
+    """The recipe with every measured choice fixed.
+
+    Args:
+        recipe: as it was given.
+        denied: rewrites that must not happen, from the recipe or found out in this run.
+        measured: whether anything was timed on this machine; else an earlier resolution's machine stays.
+    """
+    if recipe.resolved and not measured:
+        return recipe.model_copy(update={"resolved": recipe.resolved.model_copy(update={"dropped": sorted(denied)})})
+    machine = f"{platform.machine()} {platform.system()}" if measured else ""
+    made_with = {"graphopt": __version__} | {name: metadata.version(name) for name in ("onnx", "onnx-ir", "onnxscript")}
+    return recipe.model_copy(update={"resolved": Resolution(dropped=sorted(denied), made_with=made_with, machine=machine)})
+
+
+def figures_of(intake: Intake, attempts: Sequence[Attempt], prover: Prover, path: Path, **verification: Any) -> Figures:
+    """Gathers the figures of a run.
+
+    Args:
+        intake: the original.
+        attempts: the stages.
+        prover: holds what was measured of the file.
+        path: the file.
+        verification: ``relative_error``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
+    """
+    return Figures(
+        bytes_before=files.total_bytes(prover.original),
+        bytes_after=files.total_bytes(path),
+        nodes_before=count_nodes(intake.model),
+        nodes_after=count_nodes(attempts[-1].model if attempts else intake.model),
+        kernels_before=prover.kernels_before.total if prover.kernels_before else None,
+        kernels_after=prover.kernels_after.total if prover.kernels_after else None,
+        speed=prover.timings[-1] if prover.timings else None,
+        **verification,
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with PendingFile(path.parent, path.name) as pending:
+        pending.write(text.encode())
+        pending.commit(path)

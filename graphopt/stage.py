@@ -1,0 +1,236 @@
+"""A stage: passes that are run, verified and kept or dropped together; and the bisection that finds a culprit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graphopt.errors import GraphoptError
+from graphopt.graph.signature import Signature, signature_of
+from graphopt.graph.structure import signature_changes, verify_structure
+from graphopt.ledger import Drop, Key, Recorder, recording
+from graphopt.passes.base import AnyPass, Context, GuidedPass
+from graphopt.passes.foreign import ForeignPass
+from graphopt.passes.rules import RuleError
+from graphopt.verification import Verdict
+
+logger = logging.getLogger(__name__)
+
+_MOST_ROUNDS = 12
+_MOST_CULPRITS = 8
+_PLACES_BEFORE_RULE = 2
+
+
+@dataclass
+class Attempt:
+    """One run of a stage.
+
+    Attributes:
+        model: the rewritten clone.
+        recorder: what was done.
+        failure: why the run broke off, or an empty string.
+        culprit: the rewrite or pass that broke it, where it is known.
+        seconds: time per pass.
+    """
+
+    model: ir.Model
+    recorder: Recorder
+    failure: str = ""
+    culprit: Key | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Exact passes that run together to their common fixed point, or one guided pass.
+
+    Attributes:
+        passes: in order.
+        context: what guided passes are given; None for a stage of exact passes.
+    """
+
+    passes: tuple[AnyPass | ForeignPass, ...]
+    context: Context | None = None
+
+    @property
+    def name(self) -> str:
+        """The names of the passes."""
+        return " + ".join(each.name for each in self.passes)
+
+    def attempt(self, snapshot: ir.Model, denied: frozenset[Key], limit: int | None = None) -> Attempt:
+        """Runs the passes on a clone, checking the structure after each; never raises for what a pass does wrong."""
+        attempt = Attempt(snapshot.clone(), Recorder(denied, limit))
+        attempt.model.meta.clear()
+        signature = signature_of(attempt.model)
+        with recording(attempt.recorder):
+            for each in self._to_fixed_point(attempt):
+                problem = _structural_problem(attempt.model, signature)
+                if problem:
+                    attempt.failure = f"{each.name}: {problem}"
+                    break
+        return attempt
+
+    def _to_fixed_point(self, attempt: Attempt) -> Iterator[AnyPass | ForeignPass]:
+        """Runs pass after pass until none has anything left to do; yields each that changed the model."""
+        waiting, turns = list(self.passes), _MOST_ROUNDS * len(self.passes)
+        idle: set[str] = set()
+        while len(idle) < len(waiting) and turns > 0:
+            each = waiting[(_MOST_ROUNDS * len(waiting) - turns) % len(waiting)]
+            turns -= 1
+            if each.name in idle:
+                continue
+            with _timed(attempt.seconds, each.name):
+                modified = self._run(each, attempt)
+            if attempt.failure:
+                return
+            if modified:
+                idle = set()
+                yield each
+            if not modified or isinstance(each, (GuidedPass, ForeignPass)):
+                idle.add(each.name)
+
+    def _run(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
+        before = len(attempt.recorder.rewrites)
+        try:
+            if isinstance(each, GuidedPass):
+                if self.context is None:
+                    raise GraphoptError(f"pass {each.name} needs samples: give --data")
+                return each.run(attempt.model, self.context)
+            result = each(attempt.model)
+            attempt.model = result.model
+            return bool(result.modified) and (len(attempt.recorder.rewrites) > before or not isinstance(each, ForeignPass))
+        except Exception as error:  # a pass that crashes is dropped, never the run
+            cause = error.__cause__ if isinstance(error, ir.passes.PassError) and error.__cause__ else error
+            logger.debug("pass %s failed", each.name, exc_info=error)
+            attempt.failure = f"{each.name}: {type(cause).__name__}: {cause}" if not isinstance(cause, GraphoptError) else str(cause)
+            attempt.culprit = cause.key if isinstance(cause, RuleError) else Key(each.name)
+            return False
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _structural_problem(model: ir.Model, signature: Signature) -> str:
+    try:
+        verify_structure(model)
+    except GraphoptError as error:
+        return str(error)
+    return signature_changes(signature, signature_of(model)) or ""
+
+
+Judge = Callable[[ir.Model], Verdict]
+
+
+@dataclass
+class Outcome:
+    """What became of a stage.
+
+    Attributes:
+        attempt: the run that is kept.
+        drops: what had to be left out, and why.
+        denied: all rewrites that were denied, those from outside included.
+        verdict: of the attempt that is kept.
+    """
+
+    attempt: Attempt
+    drops: list[Drop]
+    denied: frozenset[Key]
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge) -> Outcome:
+    """Runs a stage, and while the result is wrong finds the rewrite that makes it so, drops it and keeps the rest.
+
+    Args:
+        stage: what to run.
+        snapshot: the model before; stays as it is.
+        denied: rewrites that must not happen.
+        judge: verifies a candidate's outputs.
+    """
+    drops: list[Drop] = []
+    while True:
+        attempt = stage.attempt(snapshot, denied)
+        verdict = _judged(attempt, judge)
+        if verdict.ok:
+            return Outcome(attempt, drops, denied, verdict)
+        culprits = [_culprit(stage, snapshot, denied, judge, attempt)] if len(drops) < _MOST_CULPRITS else _whole(stage)
+        culprits = [_widened(culprit, drops) for culprit in culprits]
+        logger.info("dropped %s: %s", ", ".join(map(str, culprits)), verdict.reason)
+        if denied.issuperset(culprits):  # not even the stage without any rewrite is right: it is not the rewrites' fault
+            culprits = _whole(stage)
+        if denied.issuperset(culprits):
+            return Outcome(stage_left_out(snapshot), drops, denied)
+        drops.extend(Drop(culprit, verdict.reason) for culprit in culprits)
+        denied |= set(culprits)
+
+
+def stage_left_out(snapshot: ir.Model) -> Attempt:
+    """An attempt that changed nothing."""
+    return Attempt(snapshot.clone(), Recorder())
+
+
+def first_failing(count: int, fails: Callable[[int], bool]) -> int:
+    """The smallest n in 1..count for which ``fails(n)``, by bisection, where ``fails(count)`` holds and ``fails(0)`` does not."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(middle) else (middle, high)
+    return high
+
+
+def _culprit(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, attempt: Attempt) -> Key:
+    if attempt.culprit is not None:
+        return attempt.culprit
+    allowed = attempt.recorder.allowed
+    if not allowed:
+        return Key(stage.passes[0].name)
+    number = first_failing(len(allowed), lambda n: not _judged(stage.attempt(snapshot, denied, n), judge).ok)
+    return allowed[number - 1]
+
+
+def _widened(culprit: Key, drops: Sequence[Drop]) -> Key:
+    """The whole rule, where it has been the culprit at two other places before."""
+    whole = Key(culprit.pass_name, culprit.rule)
+    before = sum(1 for drop in drops if Key(drop.key.pass_name, drop.key.rule) == whole)
+    return whole if culprit.rule and before >= _PLACES_BEFORE_RULE else culprit
+
+
+def _judged(attempt: Attempt, judge: Judge) -> Verdict:
+    if attempt.failure:
+        return Verdict(attempt.failure)
+    return judge(attempt.model) if attempt.recorder.rewrites else Verdict()
+
+
+def _whole(stage: Stage) -> list[Key]:
+    return [Key(each.name) for each in stage.passes]
+
+
+def stages_of(passes: Sequence[AnyPass | ForeignPass], context: Callable[[], Context]) -> list[Stage]:
+    """Groups neighbouring exact passes into one stage; a guided pass is a stage of its own."""
+    stages: list[Stage] = []
+    for each in passes:
+        if isinstance(each, GuidedPass):
+            stages.append(Stage((each,), context()))
+        elif stages and stages[-1].context is None:
+            stages[-1] = Stage((*stages[-1].passes, each))
+        else:
+            stages.append(Stage((each,)))
+    return stages
+
+
+def total_seconds(attempts: Sequence[Attempt]) -> Mapping[str, float]:
+    """Seconds per pass over all stages."""
+    totals: dict[str, float] = {}
+    for attempt in attempts:
+        for name, seconds in attempt.seconds.items():
+            totals[name] = totals.get(name, 0.0) + seconds
+    return totals
