@@ -96,12 +96,16 @@ class Recorder:
 
     def allow(self, key: Key) -> bool:
         """Whether a rewrite may happen; counts it where it may."""
-        if not self.denied.isdisjoint(_covering(key)):
+        if self.denies(key):
             return False
         if self.limit is not None and len(self.allowed) >= self.limit:
             return False
         self.allowed.append(key)
         return True
+
+    def denies(self, key: Key) -> bool:
+        """Whether a rewrite is denied, itself or by a wider key."""
+        return bool(self.denied) and not self.denied.isdisjoint(_covering(key))
 
 
 _current: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
@@ -121,6 +125,12 @@ def allow(key: Key) -> bool:
     """Asks whether a rewrite may happen; to be called before the first change that it makes."""
     recorder = _current.get()
     return recorder is None or recorder.allow(key)
+
+
+def denies(key: Key) -> bool:
+    """Asks whether a rewrite is denied, without asking for leave: then its place need not even be looked at."""
+    recorder = _current.get()
+    return recorder is not None and recorder.denies(key)
 
 
 def record(rewrite: Rewrite) -> None:

@@ -104,7 +104,7 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     version: Literal[1] = 1
-    target: Literal["cpu"] = "cpu"
+    target: Literal["cpu", "portable", "cuda"] = "cpu"
     passes: list[PassSpec]
     verify: Verification = "full"
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 1e-4
@@ -176,7 +176,7 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
         Raises:
             RecipeError: a pass or an option is unknown or not valid, or ``skip`` names nothing.
         """
-        built = [_build(spec, allow_imports=allow_imports) for spec in self.passes]
+        built = [_build(spec, self.target, allow_imports=allow_imports) for spec in self.passes]
         self._check_skip(built)
         return built
 
@@ -217,7 +217,7 @@ class Preset:
 
 
 def _exact() -> Recipe:
-    names = ("cleanup", "simplify", "shapes", "affine")
+    names = ("cleanup", "shapes", "simplify", "affine", "duplicates")
     return Recipe(passes=[PassSpec(name=name) for name in names])
 
 
@@ -276,7 +276,7 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _build(spec: PassSpec, *, allow_imports: bool) -> AnyPass | ForeignPass:
+def _build(spec: PassSpec, target: str, *, allow_imports: bool) -> AnyPass | ForeignPass:
     if ":" in spec.name:
         return _import(spec, allow_imports=allow_imports)
     kind = find(spec.name)
@@ -285,8 +285,9 @@ def _build(spec: PassSpec, *, allow_imports: bool) -> AnyPass | ForeignPass:
         close = difflib.get_close_matches(unknown[0], options_of(kind), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; its options are: {', '.join(options_of(kind)) or 'none'}"
         raise RecipeError(f"pass {spec.name} has no option {unknown[0]!r}{hint}")
+    implied = {"target": target} if "target" in options_of(kind) else {}
     try:
-        built: AnyPass = pydantic.TypeAdapter(kind).validate_python(spec.options)
+        built: AnyPass = pydantic.TypeAdapter(kind).validate_python(implied | spec.options)
     except pydantic.ValidationError as error:
         raise RecipeError(f"pass {spec.name}: {explain(error, kind)}") from error
     return built

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, PassError
 from graphopt.graph.signature import Signature, signature_of
 from graphopt.graph.structure import signature_changes, verify_structure
 from graphopt.ledger import Drop, Key, Recorder, recording
@@ -77,39 +77,44 @@ class Stage:
 
     def _to_fixed_point(self, attempt: Attempt) -> Iterator[AnyPass | ForeignPass]:
         """Runs pass after pass until none has anything left to do; yields each that changed the model."""
-        waiting, turns = list(self.passes), _MOST_ROUNDS * len(self.passes)
-        idle: set[str] = set()
-        while len(idle) < len(waiting) and turns > 0:
-            each = waiting[(_MOST_ROUNDS * len(waiting) - turns) % len(waiting)]
-            turns -= 1
-            if each.name in idle:
-                continue
-            with _timed(attempt.seconds, each.name):
-                modified = self._run(each, attempt)
-            if attempt.failure:
-                return
-            if modified:
-                idle = set()
-                yield each
-            if not modified or isinstance(each, (GuidedPass, ForeignPass)):
-                idle.add(each.name)
+        waiting = {number: each for number, each in enumerate(self.passes) if not attempt.recorder.denies(Key(each.name))}
+        idle: set[int] = set()
+        for _ in range(_MOST_ROUNDS):
+            for number, each in waiting.items():
+                if number in idle:
+                    continue
+                with _timed(attempt.seconds, each.name):
+                    modified = self._run(each, attempt)
+                if attempt.failure:
+                    return
+                if modified:
+                    idle = set()
+                    yield each
+                if not modified or isinstance(each, (GuidedPass, ForeignPass)):
+                    idle.add(number)
 
     def _run(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
         before = len(attempt.recorder.rewrites)
         try:
-            if isinstance(each, GuidedPass):
-                if self.context is None:
-                    raise GraphoptError(f"pass {each.name} needs samples: give --data")
-                return each.run(attempt.model, self.context)
-            result = each(attempt.model)
-            attempt.model = result.model
-            return bool(result.modified) and (len(attempt.recorder.rewrites) > before or not isinstance(each, ForeignPass))
+            modified = self._modifies(each, attempt)
+            if modified and len(attempt.recorder.rewrites) == before:
+                raise PassError(f"pass {each.name} changed the model without telling the ledger")  # so it could not be told not to
+            return modified
         except Exception as error:  # a pass that crashes is dropped, never the run
             cause = error.__cause__ if isinstance(error, ir.passes.PassError) and error.__cause__ else error
             logger.debug("pass %s failed", each.name, exc_info=error)
             attempt.failure = f"{each.name}: {type(cause).__name__}: {cause}" if not isinstance(cause, GraphoptError) else str(cause)
             attempt.culprit = cause.key if isinstance(cause, RuleError) else Key(each.name)
             return False
+
+    def _modifies(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
+        if isinstance(each, GuidedPass):
+            if self.context is None:
+                raise GraphoptError(f"pass {each.name} needs samples: give --data")
+            return each.run(attempt.model, self.context)
+        result = each(attempt.model)
+        attempt.model = result.model
+        return bool(result.modified)
 
 
 @contextlib.contextmanager
@@ -122,9 +127,11 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def _structural_problem(model: ir.Model, signature: Signature) -> str:
     try:
         verify_structure(model)
+        return signature_changes(signature, signature_of(model)) or ""
     except GraphoptError as error:
         return str(error)
-    return signature_changes(signature, signature_of(model)) or ""
+    except Exception as error:  # what a pass leaves behind need not even be a graph
+        return f"no sound graph is left ({type(error).__name__}: {error})"
 
 
 Judge = Callable[[ir.Model], Verdict]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,13 @@ def operator_of(node: ir.Node) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
+class Capability(Protocol):
+    """What a target can run; see :class:`graphopt.targets.Target`."""
+
+    def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
+        """Whether a node of an operator runs in one kernel made for it."""
+
+
 class View:
     """Read-only questions about a model while rules run over it.
 
@@ -26,9 +33,10 @@ class View:
         shapes: symbolic shapes of all values; those of new values are inferred when asked for.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, target: Capability | None = None) -> None:
         self.opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 1))
         self._model = model
+        self._target = target
         self._shapes: Shapes | None = None
 
     @property
@@ -37,6 +45,15 @@ class View:
         if self._shapes is None:
             self._shapes = shapes_of(self._model)
         return self._shapes
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type of a value, or None where unknown."""
+        return None if value is None else value.dtype or self.shapes.dtype(value)
+
+    def runs(self, operator: str, like: ir.Value | None) -> bool:
+        """Whether the target runs an operator in a kernel of its own at the element type of ``like``."""
+        dtype = self.dtype(like)
+        return self._target is not None and dtype is not None and self._target.runs(operator, dtype, self.opset)
 
     def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """The shape of a value: integers and expressions in the input symbols; None where the rank is unknown."""
@@ -54,12 +71,6 @@ class View:
             return None
         static = tuple(dim for dim in shape if isinstance(dim, int))
         return static if len(static) == len(shape) else None
-
-    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
-        """The element type, or None where unknown."""
-        if value is None:
-            return None
-        return value.dtype or self.shapes.dtype(value)
 
     def constant(self, value: ir.Value | None) -> Array | None:
         """The content of an initializer or of a Constant node, else None. Large ones are views of a mapped file."""

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
 from graphopt import ledger
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import PassError
 from graphopt.graph.edits import Builder, Names, all_nodes, can_stand_for, is_dead, nested, remove_dead, remove_node, replace_value
 from graphopt.graph.view import View, operator_of
 from graphopt.passes.base import Pass
+from graphopt.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class Rule:
     Attributes:
         function: the rule itself.
         operators: the anchors it looks at: ``Conv``, or ``com.microsoft::Gelu``; ``*`` for every node.
+        targets: where it applies, in a pass that is made for a target; everywhere where empty.
     """
 
     function: RuleFunction
     operators: tuple[str, ...]
+    targets: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -70,9 +73,9 @@ class Rule:
         return self.function.__name__.replace("_", "-")
 
 
-def rule(function: RuleFunction, *operators: str) -> Rule:
+def rule(function: RuleFunction, *operators: str, targets: tuple[str, ...] = ()) -> Rule:
     """Makes a line of a table: ``rule(cancel_transposes, "Transpose")``."""
-    return Rule(function, operators)
+    return Rule(function, operators, targets)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,17 @@ class RulePass(Pass):
         for function in model.functions.values():
             ledger.note(f"{self.name}: function {function.name} was passed by (rules do not look into functions)")
         return ir.passes.PassResult(model, _Rewriter(self, model).run())
+
+
+@dataclass(frozen=True)
+class TargetedPass(RulePass):
+    """A pass of rules that choose forms for a target; ``view.runs`` tells them what it has kernels for.
+
+    Attributes:
+        target: what the result is made for; a recipe's own target where it is not given.
+    """
+
+    target: Literal["cpu", "portable", "cuda"] = "cpu"
 
 
 def rule_names(kind: type) -> tuple[str, ...]:
@@ -124,9 +138,12 @@ class _Rewriter:
     """One run of a table over one model."""
 
     def __init__(self, owner: RulePass, model: ir.Model) -> None:
-        self._owner, self._names, self._view = owner.name, Names(model), View(model)
+        target = TARGETS[owner.target] if isinstance(owner, TargetedPass) else None
+        self._owner, self._names, self._view = owner.name, Names(model), View(model, target)
         self._by_operator: dict[str, list[Rule]] = {}
         for line in owner.rules:
+            if target is not None and line.targets and target.name not in line.targets:
+                continue
             for operator in line.operators:
                 self._by_operator.setdefault(operator, []).append(line)
         nodes = list(all_nodes(model))
@@ -146,6 +163,8 @@ class _Rewriter:
     def _visit(self, node: ir.Node) -> bool:
         for line in (*self._by_operator.get(operator_of(node), ()), *self._by_operator.get("*", ())):
             key = ledger.Key(self._owner, line.name, node.name or "")
+            if ledger.denies(key):  # a rule that fails at this place must not be asked again
+                continue
             try:
                 answer = line.function(node, self._view)
                 if isinstance(answer, Miss):
@@ -153,7 +172,7 @@ class _Rewriter:
                 elif answer is not None and ledger.allow(key):
                     self._apply(node, answer, key)
                     return True
-            except GraphoptError:
+            except RuleError:
                 raise
             except Exception as error:
                 raise RuleError(key, error) from error
@@ -162,9 +181,8 @@ class _Rewriter:
     def _apply(self, node: ir.Node, change: Change, key: ledger.Key) -> None:
         self._budget -= 1
         if self._budget < 0:
-            raise PassError(
-                f"{self._owner}: rule {key.rule} does not come to an end (last at {key.anchor}); skip it with --skip {key.rule}"
-            )
+            endless = PassError(f"the rule does not come to an end (last at {key.anchor}); skip it with --skip {key.rule}")
+            raise RuleError(ledger.Key(key.pass_name, key.rule), endless)
         builder = Builder(node, self._names)
         built = change.build(builder)
         replacements = (built,) if isinstance(built, ir.Value) else tuple(built)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
 
 from graphopt.errors import RuntimeUnavailableError
 
@@ -20,10 +25,64 @@ def registered_operators() -> frozenset[Operator]:
     Raises:
         RuntimeUnavailableError: ONNX Runtime is not installed.
     """
+    return frozenset((schema.domain, schema.name) for schema in _state().get_all_operator_schema())
+
+
+@dataclass(frozen=True)
+class KernelDefinition:
+    """One kernel that the runtime registers.
+
+    Attributes:
+        first, last: versions of its domain that it serves.
+        dtypes: element types per type variable of the operator's schema, as ``tensor(float)``.
+    """
+
+    first: int
+    last: int
+    dtypes: Mapping[str, frozenset[str]]
+
+
+@functools.cache
+def registered_kernels() -> Mapping[tuple[str, str, str], tuple[KernelDefinition, ...]]:
+    """All kernels by (execution provider, domain, operator); a wheel lists the providers it was built with.
+
+    ``get_all_opkernel_def`` is private to onnxruntime and present from 1.20 to 1.31.
+
+    Raises:
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    found: dict[tuple[str, str, str], list[KernelDefinition]] = {}
+    for kernel in _state().get_all_opkernel_def():
+        dtypes = {variable: frozenset(names) for variable, names in kernel.type_constraints.items()}
+        first, last = kernel.version_range
+        definition = KernelDefinition(first, last, dtypes)
+        found.setdefault((kernel.provider, kernel.domain, kernel.op_name), []).append(definition)
+    return {key: tuple(definitions) for key, definitions in found.items()}
+
+
+def has_kernel(provider: str, operator: str, dtype: ir.DataType, opset: int) -> bool:
+    """Whether a provider registers a kernel for an operator (``Conv`` or ``com.microsoft::Gelu``) and element type.
+
+    Args:
+        provider: such as ``CPUExecutionProvider``.
+        operator: with its domain, where that is not the standard one.
+        dtype: of the main input: the schema's type variable ``T`` (``T1``, ``T0``, …) must admit it.
+        opset: version of the standard domain; other domains are asked at version 1.
+    """
+    domain, _, op_type = operator.rpartition("::")
+    version = opset if not domain else 1
+    wanted = f"tensor({dtype.name.lower()})"
+    for definition in registered_kernels().get((provider, domain, op_type), ()):
+        main = next((types for variable, types in definition.dtypes.items() if variable.startswith("T")), frozenset({wanted}))
+        if definition.first <= version <= definition.last and wanted in main:
+            return True
+    return False
+
+
+def _state() -> Any:
     try:
-        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        return importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     except ImportError as error:
         raise RuntimeUnavailableError(
             "ONNX Runtime is not installed; install it: pip install graphopt[cpu], or graphopt[gpu] for CUDA"
         ) from error
-    return frozenset((schema.domain, schema.name) for schema in state.get_all_operator_schema())

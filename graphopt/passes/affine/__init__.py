@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from graphopt.graph.edits import Builder
 from graphopt.graph.view import Array, View, attribute
+from graphopt.passes.affine.weighted import OPERATORS, Weighted, bias_of, is_affordable, narrowed, weighted_at
 from graphopt.passes.rules import Change, Miss, Rule, RulePass, rule
-from graphopt.passes.views import RESHAPES
-from graphopt.passes.weighted import OPERATORS, Weighted, bias_of, is_affordable, narrowed, weighted_at
+from graphopt.passes.simplify.views import RESHAPES
 
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _LONGEST_WALK = 6

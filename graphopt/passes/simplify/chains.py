@@ -10,8 +10,8 @@ import onnx_ir as ir
 from graphopt.graph.edits import Builder
 from graphopt.graph.forms import clip, clip_bounds
 from graphopt.graph.view import Array, View
-from graphopt.passes.identities import keep
 from graphopt.passes.rules import Change, Miss, rule
+from graphopt.passes.simplify.identities import keep
 
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _LARGEST = 1 << 20

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from graphopt.graph.edits import Builder
 from graphopt.graph.forms import SliceParts, pad_value, pads_of, slice_by, slice_parts
 from graphopt.graph.view import View, attribute
-from graphopt.passes.identities import keep
 from graphopt.passes.rules import Change, Miss, rule
+from graphopt.passes.simplify.identities import keep
 
 
 def drop_full_slice(node: ir.Node, view: View) -> Change | None:

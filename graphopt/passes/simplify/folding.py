@@ -83,9 +83,11 @@ def _producers(node: ir.Node, view: View) -> list[ir.Node] | None:
 
 def _is_bounded(node: ir.Node, view: View) -> bool:
     """Whether the outputs are known to be of moderate size; reads no data."""
+    tensors = [ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None]
+    limit = max(_MOST_BYTES, sum(tensor.nbytes for tensor in tensors if tensor is not None))  # a transposed weight is no larger than it was
     for output in node.outputs:
         shape, dtype = view.static_shape(output), view.dtype(output)
-        if dtype is None or dtype.bitwidth < 8 or shape is None or np.prod(shape, dtype=float) * dtype.itemsize > _MOST_BYTES:
+        if dtype is None or dtype.bitwidth < 8 or shape is None or np.prod(shape, dtype=float) * dtype.itemsize > limit:
             return False
     return True
 

@@ -11,8 +11,8 @@ from graphopt.graph.forms import reshape
 from graphopt.graph.shapes import dims
 from graphopt.graph.shapes.dims import Dim
 from graphopt.graph.view import View, attribute, input_of
-from graphopt.passes.identities import keep
 from graphopt.passes.rules import Change, Miss, rule
+from graphopt.passes.simplify.identities import keep
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 """Operators that keep the elements and their order."""

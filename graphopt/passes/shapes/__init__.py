@@ -12,7 +12,7 @@ from graphopt.graph.shapes import dims
 from graphopt.graph.shapes.dims import Dim
 from graphopt.graph.shapes.facts import Content
 from graphopt.graph.view import View, attribute, input_of
-from graphopt.passes import shape_vectors
+from graphopt.passes.shapes import vectors
 from graphopt.passes.rules import Change, Miss, Rule, RulePass, rule
 
 BROADCASTING = (
@@ -48,7 +48,7 @@ def _can_be_folded(node: ir.Node, view: View) -> bool:
 
 
 def _is_numbers(content: Content) -> bool:
-    return all(element is not None and not shape_vectors.is_symbolic(element) for element in content.flat)
+    return all(element is not None and not vectors.is_symbolic(element) for element in content.flat)
 
 
 def make_reshape_target_constant(node: ir.Node, view: View) -> Change | Miss | None:
@@ -205,27 +205,27 @@ def read_lengths_directly(node: ir.Node, view: View) -> Change | Miss | None:
         return None
     if view.opset < 15:
         return Miss("Shape with start and end needs opset 15")
-    behind = shape_vectors.arithmetic_behind(node.outputs[0], view.shapes)
+    behind = vectors.arithmetic_behind(node.outputs[0], view.shapes)
     read = [n.inputs[0] for n in behind if n.op_type in ("Shape", "Size") and n.inputs[0] is not None]
-    plan = shape_vectors.plan_vector(list(content.reshape(-1)), shape_vectors.sources_of([*view.shapes.inputs, *read], view.shapes))
+    plan = vectors.plan_vector(list(content.reshape(-1)), vectors.sources_of([*view.shapes.inputs, *read], view.shapes))
     if plan is None:
         return Miss("a length is no sum or product of lengths that can be read")
     if content.ndim == 0:
-        plan = shape_vectors.Call("Squeeze", (plan,))
+        plan = vectors.Call("Squeeze", (plan,))
     if fact.dtype == ir.DataType.INT32:
-        plan = shape_vectors.Call("Cast", (plan,), fact.dtype)
-    if shape_vectors.cost(plan) > len(behind) or shape_vectors.matches(plan, node.outputs[0], view):
+        plan = vectors.Call("Cast", (plan,), fact.dtype)
+    if vectors.cost(plan) > len(behind) or vectors.matches(plan, node.outputs[0], view):
         return None
-    return Change(lambda build: shape_vectors.emit(plan, build))
+    return Change(lambda build: vectors.emit(plan, build))
 
 
 def _is_root(value: ir.Value, view: View) -> bool:
     """Whether a value holds lengths, all followed, and some user does more with it than arithmetic that is followed too."""
     content = view.shapes.content(value)
-    if content is None or not shape_vectors.is_known(content) or _is_numbers(content):
+    if content is None or not vectors.is_known(content) or _is_numbers(content):
         return False
     made = [output for use in value.uses() for output in use.node.outputs]
-    return value.is_graph_output() or not all(shape_vectors.is_known(view.shapes.content(output)) for output in made)
+    return value.is_graph_output() or not all(vectors.is_known(view.shapes.content(output)) for output in made)
 
 
 class ShapesPass(RulePass):

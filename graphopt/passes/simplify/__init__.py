@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphopt.passes import chains, folding, identities, pieces, views
 from graphopt.passes.rules import Rule, RulePass
+from graphopt.passes.simplify import chains, folding, identities, pieces, views
 
 
 @dataclass(frozen=True)

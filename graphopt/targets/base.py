@@ -1,0 +1,32 @@
+"""What a target is."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Target(abc.ABC):
+    """A runtime with an execution provider, and what it can run.
+
+    Attributes:
+        name: as recipes spell it.
+        summary: one line for help texts.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abc.abstractmethod
+    def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
+        """Whether a node of an operator runs there in one kernel made for it.
+
+        Args:
+            operator: ``Conv`` or ``com.microsoft::Gelu``.
+            dtype: element type of its main input.
+            opset: version of the standard domain that the model imports.
+        """
