@@ -53,8 +53,10 @@ types: $(VENV)/.dev ## types (mypy, strict)
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(VENV)/.dev ## measure the optimizer on the zoo's models (many minutes)
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.dev ## measure nodes, seconds, memory and speed (40 minutes; MODELS="digits resnet": only these)
+	$(BIN)/python benchmarks/peers.py $(MODELS)
+	$(if $(MODELS),,$(BIN)/python benchmarks/scale.py)
+	$(BIN)/python benchmarks/speed.py $(MODELS)
 
 .PHONY: clean
 clean: ## remove the environment and everything built

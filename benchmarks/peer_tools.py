@@ -15,7 +15,10 @@ from processes import GRAPHOPT
 
 _FOLDER = ROOT / "build" / "peers"
 _LISTED = ("graphopt", "onnxslim", "onnxsim", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "sympy")
-_PEERS = {"onnxslim": ("onnxslim==0.1.98",), "onnxsim": ("onnxsim==0.8.1",)}
+_PEERS = {
+    "onnxslim": ("onnxslim==0.1.98", "onnxruntime==1.31.1"),  # leaves more nodes where it finds no runtime
+    "onnxsim": ("onnxsim==0.8.1", "onnxruntime==1.31.1"),
+}
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def page(rows: Sequence[Row]) -> list[str]:
     return [
         "# Large models",
         "",
-        "Written by `benchmarks/scale.py`: whole processes of `graphopt optimize`; the peak is the largest resident set in 10^6 bytes, pages",
-        "of mapped files included.",
+        "Written by `benchmarks/scale.py`: whole processes of `graphopt optimize`; the peak is the largest resident set in 10^6 bytes,",
+        "pages of mapped files included.",
         "",
         f"Machine: {results.machine()}",
         "",

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ app = typer.Typer(
     name="graphopt",
     help="Compiles ONNX models into smaller, faster ONNX models that stock ONNX Runtime runs, and proves it.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -74,9 +75,13 @@ def optimize(
         list[str] | None,
         typer.Option("--pass", metavar="PASS", help="Run these passes instead of a preset: 'name(option=value)'.", show_default=False),
     ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="cpu, portable or cuda.  [default: cpu]", show_default=False)] = None,
     data: Data = None,
     shape: Shapes = None,
-    verify: Annotated[str | None, typer.Option("--verify", help="full, outputs or structure.  [default: full]", show_default=False)] = None,
+    verify: Annotated[
+        Literal["full", "outputs", "structure"] | None,
+        typer.Option("--verify", help="How much is proved.  [default: full]", show_default=False),
+    ] = None,
     skip: Annotated[
         list[str] | None, typer.Option("--skip", metavar="PASS|RULE", help="Leave a pass or rule out.", show_default=False)
     ] = None,
@@ -102,6 +107,7 @@ def optimize(
         raise typer.BadParameter("say where to write: --output FILE, or --in-place")
     chosen = _recipe(preset, recipe, passes, _flags(context.args))
     changes: dict[str, Any] = {
+        "target": target,
         "verify": verify,
         "time_limit": time_limit,
         "skip": [*chosen.skip, *(skip or [])],
@@ -176,6 +182,8 @@ def compare(
 def inspect(
     model: Model,
     shape: Shapes = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Show the kernels that the runtime executes instead.")] = False,
+    custom_ops: CustomOps = None,
     as_json: Json = False,
 ) -> None:
     """Show a model's signature, operators, parameters, work and largest layers.
@@ -183,8 +191,9 @@ def inspect(
     Example: `graphopt inspect model.onnx --shape batch=1,seq=128`
     """
     from graphopt.report import inspect as inspection
+    from graphopt.report.kernels import kernels_of
 
-    found = inspection.inspect(model, shapes=_sizes(shape))
+    found = kernels_of(model, _session(0, custom_ops)) if kernels else inspection.inspect(model, shapes=_sizes(shape))
     _show(found.to_json() if as_json else found, quiet=False)
 
 
@@ -231,6 +240,19 @@ def passes(
     )
 
 
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the targets, and what the installed ONNX Runtime has for them.
+
+    Example: `graphopt targets`
+    """
+    from graphopt.report.targets import target_reports
+
+    reports = target_reports()
+    listed = {"version": 1, "targets": [report.to_json() for report in reports]}
+    _show(listed if as_json else "\n".join(map(str, reports)), quiet=False)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def recipe(
     context: typer.Context,
@@ -257,12 +279,14 @@ def recipe(
 
 
 def _recipe(preset_name: str, path: Path | None, specs: Sequence[str] | None, flags: dict[str, Any]) -> Recipe:
-    from graphopt.recipe import Recipe, preset
+    from graphopt.recipe import PRESETS, Recipe, preset
 
+    known = PRESETS[preset_name].flags if path is None and not specs and preset_name in PRESETS else {}
+    for flag in flags:
+        if flag not in known:
+            raise typer.BadParameter(f"no such option: --{flag.replace('_', '-')}")
     if path is None and not specs:
         return preset(preset_name, **flags)
-    if flags:
-        raise typer.BadParameter(f"no such option: --{next(iter(flags))}")
     if path is not None and specs:
         raise typer.BadParameter("give --recipe or --pass, not both")
     return Recipe.load(path) if path is not None else Recipe.of(*(specs or ()))
@@ -329,6 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except MemoryError:
         return _fail("out of memory", 1)
+    except OSError as error:  # a full disk, wherever it shows first
+        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
     return 0
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt import files
 from graphopt.errors import VerificationError
 from graphopt.graph.edits import name_nodes
+from graphopt.graph.scratch import scratch
 from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.intake import Intake, lowered, take
@@ -24,11 +25,15 @@ from graphopt.proof import Property, Prover
 from graphopt.recipe import Recipe, preset
 from graphopt.result import Result, figures_of, resolved, write_beside
 from graphopt.run import Run
+from graphopt.runtime.registry import available_providers
 from graphopt.runtime.session import SessionOptions
 from graphopt.samples import Samples
 from graphopt.stage import stages_of, total_seconds
 from graphopt.subject import Subject, choose_subject
+from graphopt.targets import TARGETS
 from graphopt.verification import Effort, Verdict, verifier_of
+
+_CPU = "CPUExecutionProvider"
 
 Source = str | Path | onnx.ModelProto | ir.Model
 
@@ -69,25 +74,28 @@ def optimize(
     recipe = preset(recipe) if isinstance(recipe, str) else recipe
     progress = progress or Quiet()
     passes = recipe.build(allow_imports=allow_imports)
-    options = SessionOptions(recipe.session.threads, custom_ops=tuple(custom_ops), config=recipe.session.config)
+    options = SessionOptions(recipe.session.threads, _providers(recipe), tuple(custom_ops), recipe.session.config)
     with ExitStack() as stack:
         with progress.step("load"):
             intake = take(model, output, in_place=in_place)
             folder = stack.enter_context(intake.scratch_folder())
-            ledger = Ledger(notes=intake.notes())
+            ledger = Ledger(notes=[*intake.notes(), *_not_executed(recipe)])
             verify_structure(intake.model)
             baseline = lowered(intake, folder, ledger)
             name_nodes(intake.model)
+            samples = data if data is None or isinstance(data, Samples) else Samples.open(data, signature_of(intake.model))
         subject, verifier = Subject(), None
         if recipe.verify != "structure":
             with progress.step("run the original"):
-                subject = choose_subject(intake.model, baseline, data, recipe.shapes, options)
+                subject = choose_subject(intake.model, baseline, samples, recipe.shapes, options)
                 ledger.notes.extend(subject.notes)
                 if subject.feeds:
                     verifier = verifier_of(subject.original, subject.feeds, options, recipe.tolerance, subject.cut)
-        stages = stages_of(passes, lambda: _context(intake.model, data, recipe))
+        stages = stages_of(passes, lambda: _context(intake.model, samples, recipe))
         prover = Prover(intake.path(folder), baseline, subject.feeds, options, recipe.time_limit, _properties(recipe, subject))
         path = folder / intake.output_name
+        if intake.target is not None:  # else the result lives on in memory, and longer than the folder
+            stack.enter_context(scratch(folder))
         run = Run(intake.model, recipe, stages, verifier, subject, prover, path, progress, must_write=bool(ledger.rewrites))
         run.improve_until_proved()
         result = _conclude(run, intake, ledger)
@@ -104,26 +112,36 @@ def optimize(
         return replace(result, model=files.load(intake.target))
 
 
+def _providers(recipe: Recipe) -> tuple[str, ...]:
+    """The target's execution provider where the installed runtime has it, and the CPU for what it leaves."""
+    wanted = TARGETS[recipe.target].provider
+    is_extra = recipe.verify != "structure" and wanted not in (None, _CPU) and wanted in available_providers()
+    return (str(wanted), _CPU) if is_extra else (_CPU,)
+
+
+def _not_executed(recipe: Recipe) -> list[str]:
+    wanted = TARGETS[recipe.target].provider
+    if wanted is None or recipe.verify == "structure" or wanted in available_providers():
+        return []
+    return [f"not executed on the target {recipe.target}: the installed runtime has no {wanted}; outputs were verified on the CPU"]
+
+
 def _properties(recipe: Recipe, subject: Subject) -> tuple[Property, ...]:
     """What is proved of the written file: a replay times nothing, and what cannot run is not timed."""
-    if recipe.verify != "full" or not subject.feeds or subject.protected:
+    if recipe.verify != "full" or not subject.feeds or subject.protected or _not_executed(recipe):
         return ("size",)
     return ("size", "kernels") if recipe.resolved else ("size", "kernels", "speed")
 
 
-def _context(model: ir.Model, data: Any, recipe: Recipe) -> Context:
-    if data is None:
-        samples = Samples.synthetic(model, recipe.shapes)
-    else:
-        samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
-    return Context(samples, recipe.target)
+def _context(model: ir.Model, samples: Samples | None, recipe: Recipe) -> Context:
+    return Context(Samples.synthetic(model, recipe.shapes) if samples is None else samples, recipe.target)
 
 
 def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
     """Gathers what was done and measured; a run without any change gives back the input byte for byte."""
     for attempt in run.attempts:
         ledger.absorb(attempt.recorder)
-    ledger.drops.extend(run.drops)
+    ledger.drops.extend([*run.settled, *run.drops])
     verdict = Verdict()
     if not ledger.rewrites:
         files.copy_model(run.prover.original, run.path)
@@ -135,6 +153,9 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
             raise VerificationError(
                 f"{intake.name}: the written file failed the last check ({verdict.reason}); please report this as a bug"
             )
+        if verdict.relative > run.recipe.tolerance:
+            noise = max(reference.loudest for reference in run.verifier.references)
+            ledger.notes.append(f"on these samples the original itself moves by {noise:.1e} when its inputs move by one rounding")
     effort = run.verifier.effort if run.verifier else Effort()
     figures = figures_of(
         intake,
@@ -147,5 +168,5 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
         inferences=effort.inferences,
         seconds={**total_seconds(run.attempts), "verification": effort.seconds, "proof": run.prover.seconds},
     )
-    recipe = resolved(run.recipe, run.denied - run.given, measured=bool(run.prover.timings))
+    recipe = resolved(run.recipe, run.denied - run.given, measured=run.prover.timed)
     return Result(run.model, intake.target, intake.source, ledger, recipe, figures)

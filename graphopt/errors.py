@@ -26,6 +26,10 @@ class SamplesError(GraphoptError, ValueError):
     """Samples do not fit the model: wrong names, dtypes, ranks, or nothing to read."""
 
 
+class StatisticsError(GraphoptError, ValueError):
+    """Statistics cannot be taken, read or merged, or were taken from another state of the model."""
+
+
 class RecipeError(GraphoptError, ValueError):
     """A recipe, a preset or an option of a pass is not valid."""
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphopt import files
 from graphopt.errors import ModelFileError
 from graphopt.graph.opset import convert_opset, opset_of
-from graphopt.ledger import Ledger, Recorder, recording
+from graphopt.ledger import Key, Ledger, Recorder, Rewrite, record, recording
 from graphopt.runtime.session import runtime_limits
 
 _MEMORY_NAME = "model.onnx"
@@ -103,7 +103,7 @@ def take(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path | No
     if not isinstance(model, (str, Path)):
         if in_place:
             raise ModelFileError("a model in memory cannot be optimized in place; name an output file")
-        owned = files.from_proto(model if isinstance(model, onnx.ModelProto) else ir.to_proto(model))
+        owned = files.from_proto(model) if isinstance(model, onnx.ModelProto) else files.from_ir(model)
         return Intake(owned, None, _target(Path(output), _MEMORY_NAME) if output else None)
     given = Path(model)
     source = files.model_file(given)
@@ -115,7 +115,10 @@ def take(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path | No
     target = _target(Path(output), source.name, folder=companions is not None) if output else None
     if target is not None and target.resolve() == source.resolve():
         raise ModelFileError(f"{target} is the input itself; use --in-place to overwrite it")
-    return Intake(files.load(source), source, target, companions if output else None)
+    loaded = files.load(source)
+    if target is not None and target.resolve() in {data.resolve() for data in files.data_files(loaded)}:
+        raise ModelFileError(f"{target} holds the input's weights; choose another name")
+    return Intake(loaded, source, target, companions if output else None)
 
 
 def lowered(intake: Intake, folder: Path, ledger: Ledger) -> Path:
@@ -127,13 +130,15 @@ def lowered(intake: Intake, folder: Path, ledger: Ledger) -> Path:
         UnsupportedModelError: the version converter cannot lower it.
     """
     limits = runtime_limits()
-    model = intake.model
+    model, original = intake.model, intake.path(folder)  # a model in memory is saved as it came
     version, ir_version = opset_of(model), model.ir_version or 0
     if version <= limits.opset and ir_version <= limits.ir_version:
-        return intake.path(folder)
+        return original
     with recording(Recorder()) as recorder:
         convert_opset(model, min(version, limits.opset))
-    model.ir_version = min(model.ir_version, limits.ir_version)
+        model.ir_version = min(model.ir_version, limits.ir_version)
+        if model.ir_version < ir_version:
+            record(Rewrite(Key("opset", "lower-ir-version", f"{ir_version} to {model.ir_version}")))
     ledger.absorb(recorder)
     ledger.notes.append(
         f"lowered from opset {version}, IR version {ir_version} to opset {opset_of(model)}, IR version {model.ir_version},"

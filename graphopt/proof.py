@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,10 @@ class Prover:
         options: how sessions are made.
         time_limit: seconds that one timed process may take.
         properties: what is proved, in order.
-        timings: every timed comparison made so far; the last belongs to the file proved last.
+        speed: of the file that was proved last; None where it was not timed.
+        kernels_before: of the baseline; None where they were not read.
+        kernels_after: of the file that was proved last; None where they were not read.
+        timed: whether anything was timed.
         seconds: time spent.
     """
 
@@ -55,18 +58,26 @@ class Prover:
     options: SessionOptions
     time_limit: float
     properties: tuple[Property, ...]
-    timings: list[Speed] = field(default_factory=list)
+    speed: Speed | None = None
     kernels_before: Kernels | None = None
     kernels_after: Kernels | None = None
+    timed: bool = False
     seconds: float = 0.0
 
     def first_fault(self, written: Path, rewrites: Sequence[Rewrite]) -> Fault | None:
-        """The first property that does not hold, or None."""
+        """The first property that does not hold, or None; without a rewrite there is nothing to prove."""
+        self.forget()
+        if not rewrites:
+            return None
         for broken in self.properties:
             reason = self.fault(broken, written, rewrites)
             if reason:
                 return Fault(broken, reason)
         return None
+
+    def forget(self) -> None:
+        """Forgets what was measured of the file proved last: it says nothing of another one."""
+        self.speed = self.kernels_after = None
 
     def fault(self, broken: Property, written: Path, rewrites: Sequence[Rewrite]) -> str:
         """Why one property does not hold, or an empty string where it does."""
@@ -110,5 +121,5 @@ class Prover:
 
     def _timed(self, written: Path) -> Speed:
         speed = compare_speed(self.baseline, written, self.feeds, self.options, time_limit_s=self.time_limit)
-        self.timings.append(speed)
+        self.speed, self.timed = speed, True
         return speed

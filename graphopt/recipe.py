@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import onnx_ir as ir
 import pydantic
@@ -22,7 +22,7 @@ import yaml
 from graphopt.errors import RecipeError
 from graphopt.ledger import Key
 from graphopt.passes import find
-from graphopt.passes.base import AnyPass, options_of
+from graphopt.passes.base import AnyPass, GuidedPass, Pass, options_of
 from graphopt.passes.foreign import ForeignPass
 from graphopt.passes.rules import rule_names
 
@@ -249,10 +249,21 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     first = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
-        known = list(getattr(kind, "model_fields", {})) or list(getattr(kind, "__dataclass_fields__", {}))
-        nested = f"; allowed here: {', '.join(known)}" if len(first["loc"]) == 1 and known else ""
-        return f"{path}: unknown key{nested}"
+        known = ", ".join(_fields(kind, first["loc"][:-1]))
+        return f"{path}: unknown key{f'; allowed here: {known}' if known else ''}"
     return f"{path}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+
+
+def _fields(kind: Any, location: Sequence[int | str]) -> list[str]:
+    """The names of the fields at a place of a nested model; none where it is no model."""
+    for part in location:
+        field = getattr(kind, "model_fields", {}).get(part)
+        kind = None if field is None else next((one for one in (field.annotation, *get_args(field.annotation)) if _is_model(one)), None)
+    return list(getattr(kind, "model_fields", {}))
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
 
 
 def _parse_spec(text: str) -> dict[str, Any]:
@@ -273,7 +284,10 @@ def _parse_spec(text: str) -> dict[str, Any]:
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
         return {"true": True, "false": False}.get(node.id, node.id)
-    return ast.literal_eval(node)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(f"{ast.unparse(node)!r} is no value; write a number, a word, a text in quotes, or a list of these") from error
 
 
 def _build(spec: PassSpec, target: str, *, allow_imports: bool) -> AnyPass | ForeignPass:
@@ -293,7 +307,7 @@ def _build(spec: PassSpec, target: str, *, allow_imports: bool) -> AnyPass | For
     return built
 
 
-def _import(spec: PassSpec, *, allow_imports: bool) -> ForeignPass:
+def _import(spec: PassSpec, *, allow_imports: bool) -> AnyPass | ForeignPass:
     if not allow_imports:
         raise RecipeError(f"pass {spec.name} would import code: allow it with --allow-imports")
     module_name, _, class_name = spec.name.partition(":")
@@ -302,6 +316,8 @@ def _import(spec: PassSpec, *, allow_imports: bool) -> ForeignPass:
         built = kind(**spec.options)
     except Exception as error:  # whatever the foreign module raises is the user's to see, as one line
         raise RecipeError(f"pass {spec.name} cannot be made: {type(error).__name__}: {error}") from error
+    if isinstance(built, (Pass, GuidedPass)):
+        return built
     if not isinstance(built, ir.passes.PassBase):
         raise RecipeError(f"pass {spec.name} is not an onnx_ir pass (a subclass of onnx_ir.passes.PassBase)")
     return ForeignPass(spec.name, built)

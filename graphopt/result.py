@@ -16,7 +16,7 @@ from graphopt import __version__, files
 from graphopt.files.atomic import PendingFile
 from graphopt.graph.edits import all_nodes, forget_given_names
 from graphopt.intake import Intake
-from graphopt.ledger import METADATA_KEY, Drop, Ledger
+from graphopt.ledger import METADATA_KEY, Drop, Key, Ledger
 from graphopt.proof import Prover
 from graphopt.recipe import Recipe, Resolution
 from graphopt.runtime.timing import Speed
@@ -106,36 +106,40 @@ def count_nodes(model: ir.Model) -> int:
     return functions + sum(1 for node in all_nodes(model) if node.op_type != "Constant")
 
 
-def write_model(attempts: Sequence[Attempt], drops: Sequence[Drop], fallback: ir.Model, path: Path, original: Path) -> None:
+def write_model(attempts: Sequence[Attempt], dropped: Sequence[Key], fallback: ir.Model, path: Path, original: Path) -> None:
     """Writes a candidate with its stamp and its embedded ledger, which is shortened or left out where it is too large.
 
     Args:
         attempts: the stages; the last one's model is written.
-        drops: for the ledger.
+        dropped: for the ledger.
         fallback: the model where there are no stages.
         path: where to write.
         original: the file that must not be exceeded in size.
     """
     model = (attempts[-1].model if attempts else fallback).clone()
     forget_given_names(model)
-    ledger = Ledger(drops=list(drops))
+    ledger = Ledger(drops=[Drop(key, "") for key in dropped])
     for attempt in attempts:
         ledger.absorb(attempt.recorder)
     before = files.total_bytes(original)
-    model.metadata_props.pop(METADATA_KEY, None)
-    files.save(model, path)
-    room = min(max(_LEAST_LEDGER_BYTES, int(before * _LEDGER_SHARE)), before - files.total_bytes(path) - _STAMP_BYTES)
-    if room <= 0:
-        return
-    text = ledger.embedded(room)
+    is_external = before > original.stat().st_size  # one file stays one file, though weights may stand in scratch files meanwhile
+    room = max(_LEAST_LEDGER_BYTES, int(before * _LEDGER_SHARE))
+    plain = model.clone()
     files.stamp(model)
-    if text:
-        model.metadata_props[METADATA_KEY] = text
-    files.save(model, path)
-
-
-_STAMP_BYTES = 256
-"""Room for producer, version and the keys around the ledger."""
+    while True:
+        text = ledger.embedded(room)
+        model.metadata_props.pop(METADATA_KEY, None)
+        if text:
+            model.metadata_props[METADATA_KEY] = text
+        files.save(model, path, external_data=is_external)
+        excess = files.total_bytes(path) - before
+        if excess <= 0:
+            return
+        if not text:  # not even the stamp fits
+            plain.metadata_props.pop(METADATA_KEY, None)
+            files.save(plain, path, external_data=is_external)
+            return
+        room = len(text) - excess
 
 
 def write_beside(result: Result, target: Path, *, ledger: bool) -> None:
@@ -181,7 +185,7 @@ def figures_of(intake: Intake, attempts: Sequence[Attempt], prover: Prover, path
         nodes_after=count_nodes(attempts[-1].model if attempts else intake.model),
         kernels_before=prover.kernels_before.total if prover.kernels_before else None,
         kernels_after=prover.kernels_after.total if prover.kernels_after else None,
-        speed=prover.timings[-1] if prover.timings else None,
+        speed=prover.speed,
         **verification,
     )
 

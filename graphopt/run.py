@@ -37,6 +37,7 @@ class Run:
         must_write: the model had to be changed before the first stage, so that it is written even if no stage changes it.
         outcomes: what became of each stage.
         drops: what was taken back, and why.
+        settled: what the resolved recipe keeps out.
         given: rewrites that were denied from outside.
         denied: all rewrites that are denied.
     """
@@ -52,6 +53,7 @@ class Run:
     must_write: bool
     outcomes: Sequence[Outcome] = ()
     drops: list[Drop] = field(default_factory=list)
+    settled: Sequence[Drop] = ()
     given: frozenset[Key] = frozenset()
     denied: frozenset[Key] = frozenset()
 
@@ -59,7 +61,12 @@ class Run:
         """Denies what the recipe skips and what cannot be verified, and what an earlier run found out."""
         skipped = {key for name in self.recipe.skip for key in (Key(name), Key("", name))}
         self.given = frozenset(skipped | {Key("", "", name) for name in self.subject.protected})
-        self.denied = self.given | (self.recipe.resolved.denied if self.recipe.resolved else frozenset())
+        if self.subject.refusal:
+            self.drops = [Drop(key, self.subject.refusal) for key in self._whole()]
+            self.given |= set(self._whole())
+        resolved = self.recipe.resolved.denied if self.recipe.resolved else frozenset()
+        self.settled = [Drop(key, "the run that resolved the recipe dropped it") for key in sorted(resolved)]
+        self.denied = self.given | resolved
 
     @property
     def model(self) -> ir.Model:
@@ -78,15 +85,16 @@ class Run:
             self._run_stages()
             rewrites = _rewrites(self.attempts)
             if not rewrites and not self.must_write:
+                self.prover.forget()
                 return
             with self.progress.step("write and prove"):
-                write_model(self.attempts, self.drops, self.original, self.path, self.prover.original)
-                fault = self.prover.first_fault(self.path, rewrites) if rewrites else None
+                self._write(self.attempts, self.denied)
+                fault = self.prover.first_fault(self.path, rewrites)
             if fault is None:
                 return
             faults += 1
             with self.progress.step(f"find what broke the proof: {fault.reason}"):
-                culprits = self._culprits(fault) if faults <= _MOST_FAULTS else [Key(p.name) for stage in self.stages for p in stage.passes]
+                culprits = self._culprits(fault) if faults <= _MOST_FAULTS else self._whole()
             self.drops.extend(Drop(culprit, fault.reason) for culprit in culprits)
             self.denied |= set(culprits)
 
@@ -102,7 +110,10 @@ class Run:
         self.outcomes = outcomes
 
     def _judge(self, candidate: ir.Model) -> Verdict:
-        return self.verifier.check(candidate) if self.verifier else Verdict(self.subject.refusal)
+        return self.verifier.check(candidate) if self.verifier else Verdict()
+
+    def _whole(self) -> list[Key]:
+        return [Key(each.name) for stage in self.stages for each in stage.passes]
 
     def _culprits(self, fault: Fault) -> list[Key]:
         """The rewrite that breaks a property; for speed the rule, since one rewrite's share is lost in the noise."""
@@ -111,6 +122,8 @@ class Run:
             kinds = list(dict.fromkeys(Key(key.pass_name, key.rule) for key in allowed))
             number = first_failing(len(kinds), lambda n: self._still(fault, self.denied | set(kinds[n:]), None))
             return [kinds[number - 1]]
+        if self._still(fault, self.denied, 0):  # writing the original again is enough to break it
+            return self._whole()
         number = first_failing(len(allowed), lambda n: self._still(fault, self.denied, n))
         return [allowed[number - 1]]
 
@@ -123,8 +136,12 @@ class Run:
                 limit -= len(attempt.recorder.allowed)
             attempts.append(attempt)
             model = attempt.model
-        write_model(attempts, self.drops, self.original, self.path, self.prover.original)
+        self._write(attempts, denied)
         return bool(self.prover.fault(fault.broken, self.path, _rewrites(attempts)))
+
+    def _write(self, attempts: Sequence[Attempt], denied: frozenset[Key]) -> None:
+        """Writes a candidate; its ledger names what is dropped in an order that a replay of the resolved recipe has too."""
+        write_model(attempts, sorted(denied - self.given), self.original, self.path, self.prover.original)
 
 
 def _rewrites(attempts: Sequence[Attempt]) -> list[Rewrite]:

@@ -17,6 +17,7 @@ from graphopt.ledger import Drop, Key, Recorder, recording
 from graphopt.passes.base import AnyPass, Context, GuidedPass
 from graphopt.passes.foreign import ForeignPass
 from graphopt.passes.rules import RuleError
+from graphopt.runtime.session import shorten
 from graphopt.verification import Verdict
 
 logger = logging.getLogger(__name__)
@@ -94,27 +95,30 @@ class Stage:
                     idle.add(number)
 
     def _run(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
-        before = len(attempt.recorder.rewrites)
         try:
-            modified = self._modifies(each, attempt)
-            if modified and len(attempt.recorder.rewrites) == before:
-                raise PassError(f"pass {each.name} changed the model without telling the ledger")  # so it could not be told not to
-            return modified
+            return self._modifies(each, attempt)
+        except MemoryError:
+            raise
         except Exception as error:  # a pass that crashes is dropped, never the run
-            cause = error.__cause__ if isinstance(error, ir.passes.PassError) and error.__cause__ else error
             logger.debug("pass %s failed", each.name, exc_info=error)
-            attempt.failure = f"{each.name}: {type(cause).__name__}: {cause}" if not isinstance(cause, GraphoptError) else str(cause)
+            cause = error.__cause__ if isinstance(error, ir.passes.PassError) and error.__cause__ else error
+            told = isinstance(cause, GraphoptError)
+            attempt.failure = str(cause) if told else f"{each.name}: {type(cause).__name__}: {shorten(str(cause))}"
             attempt.culprit = cause.key if isinstance(cause, RuleError) else Key(each.name)
             return False
 
     def _modifies(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
+        before = len(attempt.recorder.rewrites)
         if isinstance(each, GuidedPass):
             if self.context is None:
                 raise GraphoptError(f"pass {each.name} needs samples: give --data")
-            return each.run(attempt.model, self.context)
-        result = each(attempt.model)
-        attempt.model = result.model
-        return bool(result.modified)
+            modified = each.run(attempt.model, self.context)
+        else:
+            result = each(attempt.model)
+            attempt.model, modified = result.model, bool(result.modified)
+        if modified and len(attempt.recorder.rewrites) == before:
+            raise PassError(f"pass {each.name} changed the model without telling the ledger")
+        return modified
 
 
 @contextlib.contextmanager
@@ -131,7 +135,7 @@ def _structural_problem(model: ir.Model, signature: Signature) -> str:
     except GraphoptError as error:
         return str(error)
     except Exception as error:  # what a pass leaves behind need not even be a graph
-        return f"no sound graph is left ({type(error).__name__}: {error})"
+        return f"no sound graph is left ({type(error).__name__}: {shorten(str(error))})"
 
 
 Judge = Callable[[ir.Model], Verdict]
@@ -168,6 +172,8 @@ def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge
         attempt = stage.attempt(snapshot, denied)
         verdict = _judged(attempt, judge)
         if verdict.ok:
+            if not attempt.recorder.rewrites:  # what was done without a rewrite was not verified either
+                attempt.model = snapshot.clone()
             return Outcome(attempt, drops, denied, verdict)
         culprits = [_culprit(stage, snapshot, denied, judge, attempt)] if len(drops) < _MOST_CULPRITS else _whole(stage)
         culprits = [_widened(culprit, drops) for culprit in culprits]

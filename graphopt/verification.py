@@ -13,13 +13,15 @@ import onnx_ir as ir
 
 from graphopt.errors import SessionError
 from graphopt.runtime import fidelity
-from graphopt.runtime.session import Optimizations, SessionOptions, open_session
+from graphopt.runtime.session import Optimizations, SessionOptions, open_session, shorten
 
 Feed = Mapping[str, "np.ndarray[Any, Any]"]
 _LEVELS: tuple[Optimizations, ...] = ("all", "none")
 _FEEDS = 3
 _CALM = 1e-3
 """Noise below this is no reason to prefer another feed."""
+_BEARABLE = 1e-2
+"""A feed with more noise is left out where another has less: it would show little."""
 _MARGIN = 4
 """How many times its own noise an original may be off."""
 _LOOSEST = 5e-2
@@ -103,10 +105,9 @@ class Verifier:
         Returns:
             The verdict; a candidate that does not load or run is one that fails.
         """
-        start = time.perf_counter()
-        subject = self.cut(candidate) if isinstance(candidate, ir.Model) else candidate
-        worst = 0.0
+        start, worst = time.perf_counter(), 0.0
         try:
+            subject = self.cut(candidate) if isinstance(candidate, ir.Model) else candidate
             for level in self.references[0].outputs:
                 for measured, reference in self._measured(subject, level):
                     worst = max(worst, measured.relative)
@@ -115,6 +116,10 @@ class Verifier:
                         return Verdict(f"outputs differ with the runtime's optimizations {switched}: {measured}", worst)
         except SessionError as error:
             return Verdict(str(error), worst)
+        except (ir.serde.SerdeError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error.__cause__, OSError):  # a full disk is not the candidate's fault
+                raise
+            return Verdict(f"the graph cannot be written: {shorten(str(error.__cause__ or error))}", worst)
         finally:
             self.effort.seconds += time.perf_counter() - start
         return Verdict(relative=worst)
@@ -179,6 +184,7 @@ def verifier_of(
     unstable = frozenset(name for name, f in fidelity.measure(outputs[0]["all"], repeated).items() if not f.within(tolerance))
     references = [Reference(feed, kept, _noise(kept, other, unstable)) for feed, kept, other in zip(feeds, outputs, moved, strict=True)]
     calmest = sorted(references, key=lambda reference: max(reference.loudest, _CALM))[:_FEEDS]
+    calmest = [reference for reference in calmest if reference.loudest <= max(_BEARABLE, calmest[0].loudest)]
     effort.seconds = time.perf_counter() - start
     return Verifier(calmest, tolerance, options, cut, unstable, effort)
 

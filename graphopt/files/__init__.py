@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from graphopt.files.copies import copy_companions, copy_model, move_model, total_bytes
-from graphopt.files.reading import from_proto, load, model_file
+from graphopt.files.external import data_files
+from graphopt.files.reading import from_ir, from_proto, load, model_file
 from graphopt.files.weights import non_finite_weights
 from graphopt.files.writing import save, stamp
 
 __all__ = [
     "copy_companions",
     "copy_model",
+    "data_files",
+    "from_ir",
     "from_proto",
     "load",
     "model_file",

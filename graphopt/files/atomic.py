@@ -36,7 +36,6 @@ class PendingFile:
         self.name = name
         self.path = folder / f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
         self._committed = False
-        self._digest = hashlib.sha256()
         # "x" and not tempfile: the file is to get the permissions that the user's umask asks for.
         self._file: BinaryIO = self.path.open("xb", buffering=_BUFFER)
 
@@ -56,16 +55,11 @@ class PendingFile:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Appends bytes."""
-        self._digest.update(data)
         return self._file.write(data)
 
     def tell(self) -> int:
         """Bytes written so far."""
         return self._file.tell()
-
-    def digest(self) -> str:
-        """SHA-256 of what was written so far, in hexadecimal."""
-        return self._digest.hexdigest()
 
     def copy_from(self, source: Path) -> None:
         """Appends the content of another file, a piece at a time."""
@@ -87,6 +81,24 @@ class PendingFile:
         self.path.replace(target)
         self._committed = True
         _sync_folder(target.parent)
+
+
+class DigestedFile(PendingFile):
+    """A file whose content gives it its name."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Creates the temporary, as :class:`PendingFile` does."""
+        super().__init__(folder, name)
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Appends bytes."""
+        self._digest.update(data)
+        return super().write(data)
+
+    def digest(self) -> str:
+        """SHA-256 of what was written so far, in hexadecimal."""
+        return self._digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

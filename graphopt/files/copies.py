@@ -14,6 +14,7 @@ from graphopt.errors import ModelFileError
 from graphopt.files.atomic import PendingFile
 from graphopt.files.external import DataFile, locate
 from graphopt.files.reading import model_file, parse
+from graphopt.files.scan import may_refer_to_data
 from graphopt.files.writing import check_target, data_of, remove_unused
 
 
@@ -32,7 +33,7 @@ def total_bytes(path: str | Path) -> int:
 
 
 def _data(file: Path) -> dict[str, DataFile]:
-    return locate(ir.from_proto(parse(file)), file)
+    return locate(ir.from_proto(parse(file)), file) if may_refer_to_data(file) else {}
 
 
 def copy_model(source: str | Path, target: str | Path) -> list[Path]:

@@ -93,6 +93,21 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     return _settled(model)
 
 
+def from_ir(model: ir.Model) -> ir.Model:
+    """Takes a model of the IR; the caller's object stays as it is, weights in external data stay where they are.
+
+    Raises:
+        ModelFileError: the model's data is damaged.
+        InvalidModelError: the graph cannot be copied.
+    """
+    try:
+        own = model.clone()
+    except ValueError as error:
+        raise InvalidModelError(f"the graph cannot be copied: {_first_line(_root(error))}") from error
+    check_inline(own)
+    return _settled(own)
+
+
 def _prefixed(file: Path, message: str) -> str:
     return message if str(file) in message else f"{file}: {message}"
 

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from graphopt import __version__
 from graphopt.errors import GraphoptError, ModelFileError
-from graphopt.files.atomic import PendingFile
+from graphopt.files.atomic import DigestedFile, PendingFile
 from graphopt.files.external import data_files, external_slots, locations, references, write_data
 from graphopt.files.reading import parse
+from graphopt.files.scan import may_refer_to_data
 from graphopt.files.weights import in_memory, slots_of, standing_in, stored_slots
 from graphopt.files.wire import LIMIT, to_message, write_inline
 
@@ -80,7 +81,7 @@ def _save_inline(model: ir.Model, path: Path) -> list[Path]:
 
 def _save_external(model: ir.Model, path: Path) -> list[Path]:
     slots = external_slots(model)
-    with PendingFile(path.parent, path.name) as data:
+    with DigestedFile(path.parent, path.name) as data:
         regions = write_data(slots, data)
         target = _data_path(path, data)
         is_new = not target.exists()
@@ -99,7 +100,7 @@ def _save_external(model: ir.Model, path: Path) -> list[Path]:
     return [path, target]
 
 
-def _data_path(path: Path, data: PendingFile) -> Path:
+def _data_path(path: Path, data: DigestedFile) -> Path:
     """The data file's name: enough of its digest that no file of other content has it."""
     digest = data.digest()
     for length in (8, 16):
@@ -116,7 +117,7 @@ def _digest(file: Path) -> str:
 
 def data_of(path: Path) -> list[Path]:
     """The data files that an existing model file refers to; none where it is no model."""
-    if not _mentions(path, "location"):  # the key under which each reference stands; a large model is not parsed in vain
+    if not may_refer_to_data(path):
         return []
     try:
         model = ir.from_proto(parse(path))

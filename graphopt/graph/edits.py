@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.scratch import tensor_of
+
 
 class Names:
     """Hands out names that no value and no node of a model bears yet.
@@ -93,7 +95,7 @@ class Builder:
     def constant(self, array: np.ndarray[Any, Any], wish: str = "") -> ir.Value:
         """Registers an initializer in the graph of the anchor; ``wish`` is the name that it should resemble."""
         name = self._names.fresh(wish or f"{self._anchor.name}/constant")
-        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name))
+        value = ir.val(name, const_value=tensor_of(array, name))
         self._graph.register_initializer(value)
         return value
 

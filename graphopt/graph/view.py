@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.files.weights import private_map
 from graphopt.graph.shapes.inference import Dim, Shapes, shapes_of
 
 Array = np.ndarray[Any, Any]
@@ -77,7 +78,10 @@ class View:
         if value is None or (value.is_graph_input() and value.is_initializer()):
             return None  # an initializer that is also an input can be fed: it is a default, not a constant
         tensor = ir.convenience.get_const_tensor(value)
-        return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor.numpy()
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            return None
+        # A map of its own goes with the last array that was read from it, and its pages with it.
+        return private_map(tensor).numpy() if isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether :meth:`constant` has an answer; reads no data."""

@@ -15,6 +15,7 @@ PASSES: dict[str, str] = {
     "cleanup": "graphopt.passes.cleanup:Cleanup",
     "shapes": "graphopt.passes.shapes:ShapesPass",
     "simplify": "graphopt.passes.simplify:Simplify",
+    "affine": "graphopt.passes.affine:Affine",
     "duplicates": "graphopt.passes.duplicates:Duplicates",
 }
 """Where each pass stands; the exact ones in the order in which they reach their fixed point in the fewest rounds."""

@@ -43,6 +43,16 @@ class KernelDefinition:
 
 
 @functools.cache
+def available_providers() -> tuple[str, ...]:
+    """The execution providers that the installed runtime was built with.
+
+    Raises:
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    return tuple(_state().get_available_providers())
+
+
+@functools.cache
 def registered_kernels() -> Mapping[tuple[str, str, str], tuple[KernelDefinition, ...]]:
     """All kernels by (execution provider, domain, operator); a wheel lists the providers it was built with.
 

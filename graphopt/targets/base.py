@@ -16,10 +16,12 @@ class Target(abc.ABC):
     Attributes:
         name: as recipes spell it.
         summary: one line for help texts.
+        provider: the execution provider of ONNX Runtime that it needs; None where any runtime will do.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    provider: ClassVar[str | None]
 
     @abc.abstractmethod
     def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:

@@ -17,6 +17,7 @@ class Cpu(Target):
 
     name: ClassVar[str] = "cpu"
     summary: ClassVar[str] = "ONNX Runtime on CPU"
+    provider: ClassVar[str | None] = "CPUExecutionProvider"
 
     def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
         """Asks the registry of the installed runtime."""

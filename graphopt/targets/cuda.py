@@ -17,6 +17,7 @@ class Cuda(Target):
 
     name: ClassVar[str] = "cuda"
     summary: ClassVar[str] = "ONNX Runtime on NVIDIA GPUs"
+    provider: ClassVar[str | None] = "CUDAExecutionProvider"
 
     def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
         """Asks the registry of the installed runtime."""

@@ -17,6 +17,7 @@ class Portable(Target):
 
     name: ClassVar[str] = "portable"
     summary: ClassVar[str] = "standard ONNX operators at the model's own opset, for any runtime"
+    provider: ClassVar[str | None] = None
 
     def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
         """Whether the standard defines the operator at that opset, whatever the element type."""

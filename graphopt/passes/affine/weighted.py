@@ -145,13 +145,18 @@ def is_affordable(new: Sequence[Array | None], freed: Sequence[ir.Value | None],
 def narrowed(exact: Array, dtype: np.dtype[np.generic]) -> Array | None:
     """An array in a model's float type; None where it overflows or loses its accuracy to underflow."""
     with np.errstate(all="ignore"):
-        found = exact.astype(dtype)
-    largest = float(np.max(np.abs(exact), initial=0.0))
-    if not np.isfinite(largest) or not np.all(np.isfinite(found)):
+        found = exact.astype(dtype, copy=False)
+    largest = _magnitude(exact)
+    if not np.isfinite(largest) or not np.isfinite(_magnitude(found)):
         return None
     if found.dtype == exact.dtype:
         return found
-    return found if float(np.max(np.abs(found - exact), initial=0.0)) <= largest * float(np.finfo(np.dtype(dtype.name)).eps) else None
+    return found if _magnitude(found - exact) <= largest * float(np.finfo(np.dtype(dtype.name)).eps) else None
+
+
+def _magnitude(array: Array) -> float:
+    """The largest absolute value, NaN where there is one; without a copy of the array, which may be large."""
+    return float(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))
 
 
 def _matmul_with_bias(node: ir.Node, view: View) -> Weighted | Miss | None:

@@ -12,8 +12,8 @@ from graphopt.graph.shapes import dims
 from graphopt.graph.shapes.dims import Dim
 from graphopt.graph.shapes.facts import Content
 from graphopt.graph.view import View, attribute, input_of
-from graphopt.passes.shapes import vectors
 from graphopt.passes.rules import Change, Miss, Rule, RulePass, rule
+from graphopt.passes.shapes import vectors
 
 BROADCASTING = (
     "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Where", "And", "Or", "Xor",
