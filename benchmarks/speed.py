@@ -36,6 +36,12 @@ def is_slower(row: dict[str, Any]) -> bool:
     return speed is not None and speed["speedup"]["high"] < _NOT_SLOWER
 
 
+def is_undecided(row: dict[str, Any]) -> bool:
+    """Whether the interval is too wide to say that the result is not slower."""
+    speed = row.get("figures", {}).get("speed")
+    return speed is not None and speed["speedup"]["low"] < _NOT_SLOWER <= speed["speedup"]["high"]
+
+
 def is_larger(row: dict[str, Any]) -> bool:
     """Whether the result takes more bytes."""
     return "figures" in row and row["figures"]["bytes_after"] > row["figures"]["bytes_before"]
@@ -43,16 +49,19 @@ def is_larger(row: dict[str, Any]) -> bool:
 
 def page(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The page of results."""
-    head = ["model", "nodes", "kernels", "times as fast", "the original beside itself", "MB", "error", "dropped", "seconds"]
+    head = ["model", "nodes", "kernels", "times as fast", "the original beside itself", "pairs", "MB", "error", "dropped", "seconds"]
     return [
         "# Speed and size of the optimized models",
         "",
         "Written by `benchmarks/speed.py`: `graphopt optimize` with all its checks. Speed is the original's time / the result's time, with",
         "its 95 % interval; beside it the original against itself shows what noise alone does. Inputs are made up by graphopt.",
+        f"The figures are the command's own, with at most {_TIME_LIMIT_S} s of timing: it takes back what it finds slower, so",
+        "that they are no second opinion.",
         "",
         f"Machine: {results.machine()}",
         "",
         f"- slower: {_names(row for row in rows if is_slower(row))}",
+        f"- too noisy to exclude that it is slower: {_names(row for row in rows if is_undecided(row))}",
         f"- larger: {_names(row for row in rows if is_larger(row))}",
         f"- failed: {_names(row for row in rows if 'failure' in row)}",
         "",
@@ -66,7 +75,7 @@ def _names(rows: Any) -> str:
 
 def _cells(row: dict[str, Any]) -> list[object]:
     if "failure" in row:
-        return [row["model"], row["failure"], *[""] * 6, row["seconds"]]
+        return [row["model"], row["failure"], *[""] * 7, row["seconds"]]
     figures = row["figures"]
     speed, error = figures["speed"], figures["relative_error"]
     return [
@@ -75,6 +84,7 @@ def _cells(row: dict[str, Any]) -> list[object]:
         "-" if figures["kernels_after"] is None else f"{figures['kernels_before']} → {figures['kernels_after']}",
         _interval(speed["speedup"]) if speed else "-",
         _interval(speed["same"]) if speed else "-",
+        speed["runs"] if speed else "-",
         f"{figures['bytes_before'] / 1e6:.2f} → {figures['bytes_after'] / 1e6:.2f}",
         "-" if error is None else f"{error:.0e}",
         len(row["dropped"]),

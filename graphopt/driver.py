@@ -23,7 +23,7 @@ from graphopt.passes.base import Context
 from graphopt.progress import Progress, Quiet
 from graphopt.proof import Property, Prover
 from graphopt.recipe import Recipe, preset
-from graphopt.result import Result, figures_of, resolved, write_beside
+from graphopt.result import Result, figures_of, place_beside, resolved, write_beside
 from graphopt.run import Run
 from graphopt.runtime.registry import available_providers
 from graphopt.runtime.session import SessionOptions
@@ -101,15 +101,18 @@ def optimize(
         result = _conclude(run, intake, ledger)
         if strict and run.drops:
             first = run.drops[0]
-            raise VerificationError(f"{intake.name}: {len(run.drops)} rewrites had to be dropped, first {first.key}: {first.reason}")
+            raise VerificationError(
+                f"{intake.name}: {len(run.drops)} rewrites had to be dropped, first {first.key}: {subject.refusal or first.reason}"
+            )
         if intake.target is None:
             return result
         with progress.step(f"write {intake.target}"):
+            beside = write_beside(result, folder, intake.output_name, ledger=keep_ledger)
+            intake.copy_companions()  # all that may want space on the disk goes before the model
             if result.changed or intake.target != intake.source:
                 files.move_model(path, intake.target)
-            intake.copy_companions()
-            write_beside(result, intake.target, ledger=keep_ledger)
-        return replace(result, model=files.load(intake.target))
+            place_beside(beside, intake.target)
+        return replace(result, held=None)
 
 
 def _providers(recipe: Recipe) -> tuple[str, ...]:

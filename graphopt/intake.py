@@ -13,9 +13,12 @@ from graphopt import files
 from graphopt.errors import ModelFileError
 from graphopt.graph.opset import convert_opset, opset_of
 from graphopt.ledger import Key, Ledger, Recorder, Rewrite, record, recording
-from graphopt.runtime.session import runtime_limits
+from graphopt.runtime.session import Limits, runtime_limits
 
 _MEMORY_NAME = "model.onnx"
+
+_LOADED_BY_ALL = Limits(opset=21, ir_version=10)
+"""What the oldest supported runtime loads: up to here no runtime needs to be asked, or to be there at all."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,11 @@ def lowered(intake: Intake, folder: Path, ledger: Ledger) -> Path:
     Raises:
         UnsupportedModelError: the version converter cannot lower it.
     """
-    limits = runtime_limits()
     model, original = intake.model, intake.path(folder)  # a model in memory is saved as it came
     version, ir_version = opset_of(model), model.ir_version or 0
+    if version <= _LOADED_BY_ALL.opset and ir_version <= _LOADED_BY_ALL.ir_version:
+        return original
+    limits = runtime_limits()
     if version <= limits.opset and ir_version <= limits.ir_version:
         return original
     with recording(Recorder()) as recorder:
@@ -157,6 +162,5 @@ def _target(output: Path, name: str, *, folder: bool = False) -> Path:
         except OSError as error:
             raise ModelFileError(f"{output}: the folder cannot be made: {error.strerror}") from error
         return output / name
-    if not output.parent.is_dir():
-        raise ModelFileError(f"{output}: the folder {output.parent} does not exist")
+    files.check_target(output)
     return output

@@ -217,7 +217,7 @@ class Preset:
 
 
 def _exact() -> Recipe:
-    names = ("cleanup", "shapes", "simplify", "affine", "duplicates")
+    names = ("cleanup", "shapes", "simplify", "affine", "attention", "duplicates")
     return Recipe(passes=[PassSpec(name=name) for name in names])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from collections.abc import Collection, Mapping, Sequence
@@ -22,6 +23,8 @@ from graphopt.recipe import Recipe, Resolution
 from graphopt.runtime.timing import Speed
 from graphopt.stage import Attempt
 
+_RECIPE = ".recipe.yaml"
+_LEDGER = ".ledger.json"
 _LEAST_LEDGER_BYTES = 4096
 _LEDGER_SHARE = 0.01
 
@@ -66,7 +69,7 @@ class Result:
     """What a run gives back.
 
     Attributes:
-        model: the optimized model in memory.
+        held: the optimized model in memory; None where it was written, and is read back when asked for.
         path: the written file, or None.
         source: the file that the model came from, or None.
         ledger: what was done, dropped and nearly done.
@@ -74,12 +77,20 @@ class Result:
         figures: what was measured.
     """
 
-    model: ir.Model
+    held: ir.Model | None
     path: Path | None
     source: Path | None
     ledger: Ledger
     recipe: Recipe
     figures: Figures
+
+    @functools.cached_property
+    def model(self) -> ir.Model:
+        """The optimized model; weights that stand in files stay there until they are read."""
+        if self.held is not None:
+            return self.held
+        assert self.path is not None
+        return files.load(self.path)
 
     @property
     def changed(self) -> bool:
@@ -142,15 +153,36 @@ def write_model(attempts: Sequence[Attempt], dropped: Sequence[Key], fallback: i
         room = len(text) - excess
 
 
-def write_beside(result: Result, target: Path, *, ledger: bool) -> None:
-    """Writes the resolved recipe, and the ledger where wanted, beside the model; atomically, each for itself."""
-    _write_text(target.with_name(f"{target.name}.recipe.yaml"), result.recipe.to_yaml())
-    path = target.with_name(f"{target.name}.ledger.json")
+def write_beside(result: Result, folder: Path, name: str, *, ledger: bool) -> list[Path]:
+    """Writes the resolved recipe, and the ledger where wanted, into a folder, under the names that they have beside the model.
+
+    Args:
+        result: what a run gives back.
+        folder: where to write.
+        name: the model file's name.
+        ledger: whether the ledger is wanted.
+
+    Returns:
+        The files.
+    """
+    texts = {f"{name}{_RECIPE}": result.recipe.to_yaml()}
     if ledger:
         content = result.ledger.to_json() | {"figures": result.figures.to_json()}
-        _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    else:
-        path.unlink(missing_ok=True)  # one from an earlier run would describe another model
+        texts[f"{name}{_LEDGER}"] = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    for file, text in texts.items():
+        with PendingFile(folder, file) as pending:
+            pending.write(text.encode())
+            pending.commit(folder / file)
+    return [folder / file for file in texts]
+
+
+def place_beside(written: Sequence[Path], target: Path) -> None:
+    """Moves what :func:`write_beside` wrote to its place beside a model; needs no space on the disk."""
+    for file in written:
+        file.replace(target.with_name(file.name))
+    ledger = target.with_name(f"{target.name}{_LEDGER}")
+    if ledger.name not in {file.name for file in written}:
+        ledger.unlink(missing_ok=True)  # one from an earlier run would describe another model
 
 
 def resolved(recipe: Recipe, denied: Collection[tuple[str, str, str]], *, measured: bool) -> Recipe:
@@ -188,9 +220,3 @@ def figures_of(intake: Intake, attempts: Sequence[Attempt], prover: Prover, path
         speed=prover.speed,
         **verification,
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    with PendingFile(path.parent, path.name) as pending:
-        pending.write(text.encode())
-        pending.commit(path)

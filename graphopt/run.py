@@ -13,7 +13,7 @@ from graphopt.progress import Progress
 from graphopt.proof import Fault, Prover
 from graphopt.recipe import Recipe
 from graphopt.result import write_model
-from graphopt.stage import Attempt, Outcome, Stage, first_failing, run_verified
+from graphopt.stage import Attempt, Outcome, Stage, first_failing, run_verified, widened
 from graphopt.subject import Subject
 from graphopt.verification import Verdict, Verifier
 
@@ -62,7 +62,7 @@ class Run:
         skipped = {key for name in self.recipe.skip for key in (Key(name), Key("", name))}
         self.given = frozenset(skipped | {Key("", "", name) for name in self.subject.protected})
         if self.subject.refusal:
-            self.drops = [Drop(key, self.subject.refusal) for key in self._whole()]
+            self.drops = [Drop(key, "not run, since nothing can be verified") for key in self._whole()]
             self.given |= set(self._whole())
         resolved = self.recipe.resolved.denied if self.recipe.resolved else frozenset()
         self.settled = [Drop(key, "the run that resolved the recipe dropped it") for key in sorted(resolved)]
@@ -94,7 +94,7 @@ class Run:
                 return
             faults += 1
             with self.progress.step(f"find what broke the proof: {fault.reason}"):
-                culprits = self._culprits(fault) if faults <= _MOST_FAULTS else self._whole()
+                culprits = [widened(culprit, self.drops) for culprit in self._culprits(fault)] if faults <= _MOST_FAULTS else self._whole()
             self.drops.extend(Drop(culprit, fault.reason) for culprit in culprits)
             self.denied |= set(culprits)
 

@@ -176,7 +176,7 @@ def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge
                 attempt.model = snapshot.clone()
             return Outcome(attempt, drops, denied, verdict)
         culprits = [_culprit(stage, snapshot, denied, judge, attempt)] if len(drops) < _MOST_CULPRITS else _whole(stage)
-        culprits = [_widened(culprit, drops) for culprit in culprits]
+        culprits = [widened(culprit, drops) for culprit in culprits]
         logger.info("dropped %s: %s", ", ".join(map(str, culprits)), verdict.reason)
         if denied.issuperset(culprits):  # not even the stage without any rewrite is right: it is not the rewrites' fault
             culprits = _whole(stage)
@@ -210,8 +210,13 @@ def _culprit(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Ju
     return allowed[number - 1]
 
 
-def _widened(culprit: Key, drops: Sequence[Drop]) -> Key:
-    """The whole rule, where it has been the culprit at two other places before."""
+def widened(culprit: Key, drops: Sequence[Drop]) -> Key:
+    """The whole rule, where it has been the culprit at two other places before.
+
+    Args:
+        culprit: a rewrite.
+        drops: what was dropped before it.
+    """
     whole = Key(culprit.pass_name, culprit.rule)
     before = sum(1 for drop in drops if Key(drop.key.pass_name, drop.key.rule) == whole)
     return whole if culprit.rule and before >= _PLACES_BEFORE_RULE else culprit

@@ -112,6 +112,8 @@ def _regional(model: ir.Model, opaque: Sequence[ir.Node], options: SessionOption
     try:
         outside = regions.without(model, names)
         original = outside.model
+        if not original.graph.outputs:
+            raise SamplesError("what they return is of unknown type, and all else needs it")
         feeds = list(runnable_samples(original, {}, options, count=_CANDIDATES))
     except RuntimeUnavailableError:
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import onnx_ir as ir
-from onnxscript.version_converter import ConvertVersionPass
 
 from graphopt import ledger
 from graphopt.errors import UnsupportedModelError
@@ -28,6 +27,8 @@ def convert_opset(model: ir.Model, version: int) -> None:
     Raises:
         UnsupportedModelError: an operator cannot be expressed at that version.
     """
+    from onnxscript.version_converter import ConvertVersionPass  # slow to import, and rarely needed
+
     before = opset_of(model)
     if before == version:
         return
