@@ -182,6 +182,34 @@ def compare(
 
 
 @app.command()
+def calibrate(
+    model: Model,
+    data: Annotated[
+        str, typer.Option("--data", metavar="SAMPLES", help="What to run; see `graphopt optimize --help`.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the statistics (.npz).", show_default=False)],
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take the first samples only.", show_default=False)] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="For activations and results.  [default: 384MiB]", show_default=False)
+    ] = None,
+    threads: Threads = 0,
+    custom_ops: CustomOps = None,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """Run samples through a model and save what guided passes want to know of its values and layers.
+
+    Example: `graphopt calibrate model.onnx --data calib.npz -o stats.npz`
+    """
+    from graphopt import calibration
+
+    size = None if memory is None else calibration.bytes_of(memory)
+    with _progress(quiet or as_json).step(f"calibrate {model}"):
+        found = calibration.calibrate(model, data, output, limit=limit, memory=size, options=_session(threads, custom_ops))
+    _show(found.to_json() if as_json else found, quiet=quiet)
+
+
+@app.command()
 def inspect(
     model: Model,
     shape: Shapes = None,

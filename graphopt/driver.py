@@ -151,12 +151,12 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
         ledger.notes.append("nothing to improve: the output equals the input")
     elif run.verifier and not run.subject.protected:
         with run.progress.step("check the written file"):
-            verdict = run.verifier.check(run.path)
+            verdict = run.verifier.check(run.path, run.min_sqnr)
         if not verdict.ok:
             raise VerificationError(
                 f"{intake.name}: the written file failed the last check ({verdict.reason}); please report this as a bug"
             )
-        if verdict.relative > run.recipe.tolerance:
+        if run.min_sqnr is None and verdict.relative > run.recipe.tolerance:
             noise = max(reference.loudest for reference in run.verifier.references)
             ledger.notes.append(f"on these samples the original itself moves by {noise:.1e} when its inputs move by one rounding")
     effort = run.verifier.effort if run.verifier else Effort()
@@ -166,6 +166,7 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
         run.prover,
         run.path,
         relative_error=verdict.relative if run.verifier else None,
+        sqnr_db=verdict.sqnr_db if run.verifier and run.min_sqnr is not None else None,
         synthetic=run.subject.synthetic,
         sessions=effort.sessions,
         inferences=effort.inferences,

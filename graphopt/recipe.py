@@ -96,6 +96,7 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
         passes: in order; neighbouring exact passes form one stage and run to a common fixed point.
         verify: how much is proved.
         tolerance: of exact stages, relative to the largest magnitude of each output.
+        min_sqnr: dB between the signal of each output and the noise that approximations may bring into it, on each sample.
         time_limit: seconds that one timed comparison may take.
         skip: passes or rules that must not run.
         shapes: sizes of symbolic dimensions for synthetic samples.
@@ -108,6 +109,7 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     passes: list[PassSpec]
     verify: Verification = "full"
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 1e-4
+    min_sqnr: Annotated[float, pydantic.Field(ge=0, le=200)] = 20.0
     time_limit: Annotated[float, pydantic.Field(gt=0)] = 20.0
     skip: list[str] = []
     shapes: dict[str, Annotated[int, pydantic.Field(ge=0)]] = {}
@@ -217,7 +219,7 @@ class Preset:
 
 
 def _exact() -> Recipe:
-    names = ("cleanup", "shapes", "simplify", "affine", "attention", "duplicates")
+    names = ("cleanup", "shapes", "simplify", "activations", "normalize", "affine", "attention", "algebra", "duplicates")
     return Recipe(passes=[PassSpec(name=name) for name in names])
 
 

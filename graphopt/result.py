@@ -39,6 +39,7 @@ class Figures:
         kernels_before, kernels_after: kernels that the runtime executes with its own optimizations on; None where not measured.
         speed: the timed comparison; None where none was made.
         relative_error: the largest difference seen, relative to the largest magnitude of its output; None where nothing ran.
+        sqnr_db: the smallest signal-to-noise ratio of an output; None where nothing was approximated.
         synthetic: figures come from made-up samples.
         sessions, inferences: what verification took.
         seconds: time per pass and per kind of check.
@@ -52,6 +53,7 @@ class Figures:
     kernels_after: int | None = None
     speed: Speed | None = None
     relative_error: float | None = None
+    sqnr_db: float | None = None
     synthetic: bool = False
     sessions: int = 0
     inferences: int = 0
@@ -208,7 +210,7 @@ def figures_of(intake: Intake, attempts: Sequence[Attempt], prover: Prover, path
         attempts: the stages.
         prover: holds what was measured of the file.
         path: the file.
-        verification: ``relative_error``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
+        verification: ``relative_error``, ``sqnr_db``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
     """
     return Figures(
         bytes_before=files.total_bytes(prover.original),

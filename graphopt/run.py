@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -78,6 +79,11 @@ class Run:
         """The kept attempt of each stage."""
         return [outcome.attempt for outcome in self.outcomes]
 
+    @property
+    def min_sqnr(self) -> float | None:
+        """What the model after the last stage must keep, in dB; None while it is exact."""
+        return self._allowance(self.outcomes)
+
     def improve_until_proved(self) -> None:
         """Runs all stages, writes and proves; what breaks the proof is dropped, and all of it runs again."""
         faults = 0
@@ -99,18 +105,26 @@ class Run:
             self.denied |= set(culprits)
 
     def _run_stages(self) -> None:
-        model, outcomes = self.original, []
+        model = self.original
+        outcomes: list[Outcome] = []
         for stage in self.stages:
             with self.progress.step(f"rewrite and verify: {stage.name}"):
-                outcome = run_verified(stage, model, self.denied, self._judge)
+                allowance = self.recipe.min_sqnr if stage.approximates else self._allowance(outcomes)
+                outcome = run_verified(stage, model, self.denied, partial(self._judge, allowance))
             self.denied |= outcome.denied
             self.drops.extend(outcome.drops)
             outcomes.append(outcome)
             model = outcome.attempt.model
         self.outcomes = outcomes
 
-    def _judge(self, candidate: ir.Model) -> Verdict:
-        return self.verifier.check(candidate) if self.verifier else Verdict()
+    def _allowance(self, outcomes: Sequence[Outcome]) -> float | None:
+        """What is allowed to a candidate that comes after some stages: the recipe's dB once one of them has approximated."""
+        pairs = zip(self.stages, outcomes, strict=False)
+        approximated = any(stage.approximates and outcome.attempt.recorder.rewrites for stage, outcome in pairs)
+        return self.recipe.min_sqnr if approximated else None
+
+    def _judge(self, min_sqnr: float | None, candidate: ir.Model) -> Verdict:
+        return self.verifier.check(candidate, min_sqnr) if self.verifier else Verdict()
 
     def _whole(self) -> list[Key]:
         return [Key(each.name) for stage in self.stages for each in stage.passes]

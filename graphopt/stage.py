@@ -63,6 +63,11 @@ class Stage:
         """The names of the passes."""
         return " + ".join(each.name for each in self.passes)
 
+    @property
+    def approximates(self) -> bool:
+        """Whether a pass changes the function."""
+        return any(isinstance(each, GuidedPass) and each.approximates for each in self.passes)
+
     def attempt(self, snapshot: ir.Model, denied: frozenset[Key], limit: int | None = None) -> Attempt:
         """Runs the passes on a clone, checking the structure after each; never raises for what a pass does wrong."""
         attempt = Attempt(snapshot.clone(), Recorder(denied, limit))
@@ -175,7 +180,7 @@ def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge
             if not attempt.recorder.rewrites:  # what was done without a rewrite was not verified either
                 attempt.model = snapshot.clone()
             return Outcome(attempt, drops, denied, verdict)
-        culprits = [_culprit(stage, snapshot, denied, judge, attempt)] if len(drops) < _MOST_CULPRITS else _whole(stage)
+        culprits = _culprits(stage, snapshot, denied, judge, attempt, len(drops))
         culprits = [widened(culprit, drops) for culprit in culprits]
         logger.info("dropped %s: %s", ", ".join(map(str, culprits)), verdict.reason)
         if denied.issuperset(culprits):  # not even the stage without any rewrite is right: it is not the rewrites' fault
@@ -200,14 +205,18 @@ def first_failing(count: int, fails: Callable[[int], bool]) -> int:
     return high
 
 
-def _culprit(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, attempt: Attempt) -> Key:
+def _culprits(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, attempt: Attempt, found: int) -> list[Key]:
+    """What to drop next: one rewrite; after many, of an approximation the one at which too much is lost and all after it."""
+    is_last = found >= _MOST_CULPRITS
+    if is_last and not stage.approximates:
+        return _whole(stage)
     if attempt.culprit is not None:
-        return attempt.culprit
+        return [attempt.culprit]
     allowed = attempt.recorder.allowed
     if not allowed:
-        return Key(stage.passes[0].name)
+        return [Key(stage.passes[0].name)]
     number = first_failing(len(allowed), lambda n: not _judged(stage.attempt(snapshot, denied, n), judge).ok)
-    return allowed[number - 1]
+    return allowed[number - 1 :] if is_last else [allowed[number - 1]]
 
 
 def widened(culprit: Key, drops: Sequence[Drop]) -> Key:

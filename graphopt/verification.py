@@ -35,10 +35,12 @@ class Verdict:
     Attributes:
         reason: the first difference that is too large, or why the candidate does not run; empty where all is well.
         relative: the largest error seen, relative to the largest magnitude of its output.
+        sqnr_db: the smallest signal-to-noise ratio seen.
     """
 
     reason: str = ""
     relative: float = 0.0
+    sqnr_db: float = fidelity.IDENTICAL_DB
 
     @property
     def ok(self) -> bool:
@@ -99,30 +101,36 @@ class Verifier:
     unstable: frozenset[str] = frozenset()
     effort: Effort = field(default_factory=Effort)
 
-    def check(self, candidate: ir.Model | Path) -> Verdict:
+    def check(self, candidate: ir.Model | Path, min_sqnr: float | None = None) -> Verdict:
         """Runs a candidate at both levels: two session loads and two inferences a feed.
+
+        Args:
+            candidate: a model or a file.
+            min_sqnr: dB that each output of an approximation must keep on each feed; as amplitude, the share of elements of an
+                integer output that may differ. None for a candidate that must be exact.
 
         Returns:
             The verdict; a candidate that does not load or run is one that fails.
         """
-        start, worst = time.perf_counter(), 0.0
+        start, worst, least = time.perf_counter(), 0.0, fidelity.IDENTICAL_DB
         try:
             subject = self.cut(candidate) if isinstance(candidate, ir.Model) else candidate
             for level in self.references[0].outputs:
                 for measured, reference in self._measured(subject, level):
                     worst = max(worst, measured.relative)
-                    if not self._accepts(measured, reference):
+                    least = least if measured.exact else min(least, measured.sqnr_db)
+                    if not self._accepts(measured, reference) and not _keeps(measured, min_sqnr):
                         switched = "on" if level == "all" else "off"
-                        return Verdict(f"outputs differ with the runtime's optimizations {switched}: {measured}", worst)
+                        return Verdict(f"outputs differ with the runtime's optimizations {switched}: {measured}", worst, least)
         except SessionError as error:
-            return Verdict(str(error), worst)
+            return Verdict(str(error), worst, least)
         except (ir.serde.SerdeError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error.__cause__, OSError):  # a full disk is not the candidate's fault
                 raise
-            return Verdict(f"the graph cannot be written: {shorten(str(error.__cause__ or error))}", worst)
+            return Verdict(f"the graph cannot be written: {shorten(str(error.__cause__ or error))}", worst, least)
         finally:
             self.effort.seconds += time.perf_counter() - start
-        return Verdict(relative=worst)
+        return Verdict(relative=worst, sqnr_db=least)
 
     def _measured(self, subject: ir.Model | Path, level: Optimizations) -> Iterator[tuple[fidelity.Fidelity, Reference]]:
         self.effort.sessions += 1
@@ -187,6 +195,13 @@ def verifier_of(
     calmest = [reference for reference in calmest if reference.loudest <= max(_BEARABLE, calmest[0].loudest)]
     effort.seconds = time.perf_counter() - start
     return Verifier(calmest, tolerance, options, cut, unstable, effort)
+
+
+def _keeps(measured: fidelity.Fidelity, min_sqnr: float | None) -> bool:
+    """Whether an output of an approximation is close enough."""
+    if min_sqnr is None or measured.problem:
+        return False
+    return measured.mismatches <= 10 ** (-min_sqnr / 20) if measured.exact else measured.sqnr_db >= min_sqnr
 
 
 def _noise(outputs: Mapping[Optimizations, Mapping[str, Any]], moved: Mapping[str, Any], unstable: frozenset[str]) -> dict[str, float]:

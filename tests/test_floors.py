@@ -14,7 +14,7 @@ FLOORS = (
     ("runtime",),
     ("targets",),
     ("passes",),
-    ("recipe", "verification", "stage", "proof", "subject", "intake", "result", "run", "driver", "checking", "exporter"),
+    ("recipe", "verification", "stage", "proof", "subject", "intake", "result", "run", "driver", "checking", "calibration", "exporter"),
     ("report",),
     ("cli", "__main__"),
 )

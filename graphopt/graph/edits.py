@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +48,7 @@ class Builder:
 
     Attributes:
         added: the nodes made so far.
+        constants: the initializers made so far.
     """
 
     def __init__(self, anchor: ir.Node, names: Names) -> None:
@@ -56,6 +57,7 @@ class Builder:
             raise TypeError(f"the anchor {anchor.name} stands in no graph")
         self._anchor, self._graph, self._names = anchor, graph, names
         self.added: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
 
     def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Makes a node with one output; attributes that are None are left out."""
@@ -97,6 +99,7 @@ class Builder:
         name = self._names.fresh(wish or f"{self._anchor.name}/constant")
         value = ir.val(name, const_value=tensor_of(array, name))
         self._graph.register_initializer(value)
+        self.constants.append(value)
         return value
 
 
@@ -168,13 +171,21 @@ def remove_node(node: ir.Node) -> list[ir.Value]:
     return list(used)
 
 
-def remove_dead(values: Sequence[ir.Value]) -> list[ir.Node]:
-    """Removes the nodes and initializers behind values that nobody uses any more, and what only they used.
+class Removed(NamedTuple):
+    """What went.
 
-    Returns:
-        The removed nodes.
+    Attributes:
+        nodes: the nodes that were removed, those inside their subgraphs included.
+        freed: the values that they used.
     """
-    removed: list[ir.Node] = []
+
+    nodes: list[ir.Node]
+    freed: list[ir.Value]
+
+
+def remove_dead(values: Sequence[ir.Value]) -> Removed:
+    """Removes the nodes and initializers behind values that nobody uses any more, and what only they used."""
+    removed = Removed([], [])
     pending = list(values)
     while pending:
         value = pending.pop()
@@ -182,8 +193,10 @@ def remove_dead(values: Sequence[ir.Value]) -> list[ir.Node]:
         if node is None:
             _drop_initializer(value)
         elif node.graph is not None and is_dead(node):
-            removed.append(node)
-            pending.extend(remove_node(node))
+            removed.nodes.extend((node, *nested(node)))
+            used = remove_node(node)
+            removed.freed.extend(used)
+            pending.extend(used)
     return removed
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
+from graphopt.runtime.session import SessionOptions
 from graphopt.samples import Samples
+
+if TYPE_CHECKING:
+    from graphopt.runtime.statistics import Collector
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,20 @@ class Context:
         samples: calibration inputs.
         target: name of the target.
         shapes: exact shapes of the main graph's values on one sample, by name; empty where no trace could be made.
+        options: how models are run.
     """
 
     samples: Samples
     target: str
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    options: SessionOptions = field(default_factory=SessionOptions)
+
+    @functools.cached_property
+    def statistics(self) -> Collector:
+        """``statistics(model, request)`` runs the samples through a model as it is now, where it has changed since the last call."""
+        from graphopt.runtime.statistics import Collector
+
+        return Collector(self.samples, self.options)
 
 
 @dataclass(frozen=True)
@@ -52,9 +66,11 @@ class GuidedPass(abc.ABC):
 
     Attributes:
         name: what recipes and the ledger call the pass.
+        approximates: it changes the function, within the recipe's ``min_sqnr``.
     """
 
     name: ClassVar[str]
+    approximates: ClassVar[bool] = False
 
     @abc.abstractmethod
     def run(self, model: ir.Model, context: Context) -> bool:

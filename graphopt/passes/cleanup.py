@@ -35,20 +35,21 @@ class Cleanup(Pass):
     """
 
     name: ClassVar[str] = "cleanup"
+    steps: ClassVar[tuple[str, ...]] = (
+        "sort-nodes",
+        "name-nodes",
+        "inline-functions",
+        "remove-initializers-from-inputs",
+        "lift-constants",
+        "remove-unused",
+        "strip-metadata",
+    )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs the steps, each one rewrite."""
-        steps: tuple[tuple[str, Callable[[ir.Model], bool]], ...] = (
-            ("sort-nodes", sort_nodes),
-            ("name-nodes", name_nodes),
-            ("inline-functions", inline_functions),
-            ("remove-initializers-from-inputs", remove_initializers_from_inputs),
-            ("lift-constants", lift_constants),
-            ("remove-unused", remove_unused),
-            ("strip-metadata", strip_metadata),
-        )
         changed = False
-        for rule, step in steps:
+        for rule in self.steps:
+            step = _STEPS[rule]
             changed |= as_one_rewrite(Key(self.name, rule), model, lambda m, step=step: ir.passes.PassResult(m, step(m))).modified  # type: ignore[misc]
         return ir.passes.PassResult(model, changed)
 
@@ -145,7 +146,7 @@ def remove_unused(model: ir.Model) -> bool:
     changed = False
     for node in reversed(list(all_nodes(model))):
         if node.graph is not None and node.outputs and is_dead(node):
-            changed |= bool(remove_dead([node.outputs[0]]))
+            changed |= bool(remove_dead([node.outputs[0]]).nodes)
     for graph in model.graphs():
         for value in list(graph.initializers.values()):
             size = len(graph.initializers)
@@ -175,3 +176,14 @@ def _documented(model: ir.Model) -> Iterator[ir.Node | ir.Value | ir.Graph]:
         for node in graph:
             yield node
             yield from node.outputs
+
+
+_STEPS: dict[str, Callable[[ir.Model], bool]] = {
+    "sort-nodes": sort_nodes,
+    "name-nodes": name_nodes,
+    "inline-functions": inline_functions,
+    "remove-initializers-from-inputs": remove_initializers_from_inputs,
+    "lift-constants": lift_constants,
+    "remove-unused": remove_unused,
+    "strip-metadata": strip_metadata,
+}

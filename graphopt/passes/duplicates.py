@@ -39,6 +39,7 @@ class Duplicates(Pass):
     """
 
     name: ClassVar[str] = "duplicates"
+    steps: ClassVar[tuple[str, ...]] = ("merge-equal-initializers", "merge-equal-nodes")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merges initializers first, so that their users can become equal."""

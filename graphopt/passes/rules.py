@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphopt import ledger
 from graphopt.errors import PassError
-from graphopt.graph.edits import Builder, Names, all_nodes, can_stand_for, is_dead, nested, remove_dead, remove_node, replace_value
+from graphopt.graph.edits import Builder, Names, all_nodes, can_stand_for, nested, remove_dead, remove_node, replace_value
 from graphopt.graph.view import View, operator_of
 from graphopt.passes.base import Pass
 from graphopt.targets import TARGETS
@@ -107,8 +107,8 @@ class TargetedPass(RulePass):
 
 
 def rule_names(kind: type) -> tuple[str, ...]:
-    """The names of a pass's rules; none for a pass without a table."""
-    return tuple(line.name for line in getattr(kind, "rules", ()))
+    """The names of a pass's rules, or of its steps where it has no table."""
+    return tuple(line.name for line in getattr(kind, "rules", ())) or tuple(getattr(kind, "steps", ()))
 
 
 class _Worklist:
@@ -140,6 +140,7 @@ class _Rewriter:
     def __init__(self, owner: RulePass, model: ir.Model) -> None:
         target = TARGETS[owner.target] if isinstance(owner, TargetedPass) else None
         self._owner, self._names, self._view = owner.name, Names(model), View(model, target)
+        self._imports = model.graph.opset_imports
         self._by_operator: dict[str, list[Rule]] = {}
         for line in owner.rules:
             if target is not None and line.targets and target.name not in line.targets:
@@ -181,15 +182,13 @@ class _Rewriter:
     def _apply(self, node: ir.Node, change: Change, key: ledger.Key) -> None:
         self._budget -= 1
         if self._budget < 0:
-            endless = PassError(f"the rule does not come to an end (last at {key.anchor}); skip it with --skip {key.rule}")
-            raise RuleError(ledger.Key(key.pass_name, key.rule), endless)
+            raise RuleError(key._replace(anchor=""), PassError(f"the rule does not come to an end; skip it with --skip {key.rule}"))
         builder = Builder(node, self._names)
         built = change.build(builder)
         replacements = (built,) if isinstance(built, ir.Value) else tuple(built)
+        self._import(builder.added)
         merged = [self._replace(node, old, new, builder) for old, new in zip(node.outputs, replacements, strict=True)]
-        gone = self._remove(node)
-        # What was built for nothing (a branch of the rule that nobody uses) must not stay either.
-        gone.extend(n for n in builder.added if is_dead(n) and n.graph is not None and remove_node(n) is not None)
+        gone = self._remove(node, builder)
         self._removed.update(gone)
         added = [n for n in builder.added if n not in self._removed]
         self._worklist.add(added)
@@ -204,6 +203,12 @@ class _Rewriter:
                 merged=tuple(pair for pair in merged if pair is not None),
             )
         )
+
+    def _import(self, added: Iterable[ir.Node]) -> None:
+        """Lets the model import the domains of new nodes."""
+        for node in added:
+            if node.domain not in ("", "ai.onnx"):
+                self._imports.setdefault(node.domain, 1)
 
     def _replace(self, node: ir.Node, old: ir.Value, new: ir.Value | None, builder: Builder) -> tuple[str, str] | None:
         if new is None:
@@ -220,12 +225,13 @@ class _Rewriter:
             old.name, new.name = f"{name}/replaced", name
         return None if new.name == name else (name, new.name or "")
 
-    def _remove(self, node: ir.Node) -> list[ir.Node]:
-        """Removes the anchor and all that only it needed; what now has one user less is looked at again."""
-        inner = list(nested(node))
-        freed = remove_node(node)
-        gone = [node, *inner, *remove_dead(freed)]
-        for value in freed:
+    def _remove(self, node: ir.Node, builder: Builder) -> list[ir.Node]:
+        """Removes the anchor, what was built in vain, and all that only they needed; what has one user less is looked at again."""
+        gone, freed = [node, *nested(node)], remove_node(node)
+        built = [*builder.constants, *(output for new in builder.added for output in new.outputs)]
+        dead = remove_dead([*freed, *built])
+        gone.extend(dead.nodes)
+        for value in (*freed, *dead.freed):
             producer = value.producer()
             if producer is not None and producer.graph is not None:
                 self._worklist.add([producer])

@@ -34,6 +34,8 @@ def _figures(figures: Figures) -> Table:
         table.add_row("milliseconds", before, after, f"{speed.speedup} times as fast (A/A {speed.same}{made_up})")
     if figures.relative_error is not None:
         table.add_row("relative error", "", f"{figures.relative_error:.1e}", "synthetic inputs" if figures.synthetic else "")
+    if figures.sqnr_db is not None:
+        table.add_row("signal to noise", "", f"{figures.sqnr_db:.1f} dB", "synthetic inputs" if figures.synthetic else "")
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,8 @@ def _carried(node: ir.Node, position: int, model: ir.Model) -> list[tuple[ir.Val
         return [(output, 0) for output in node.outputs]
     if node.op_type == "Add":
         constant = _constant(node.inputs[1 - position])
-        return [(node.outputs[0], max(0, int(constant.max(initial=0))))] if constant is not None else []
+        growth = 0.0 if constant is None else float(constant.max(initial=0))
+        return [(node.outputs[0], int(growth))] if constant is not None and math.isfinite(growth) else []
     return []
 
 

@@ -12,6 +12,7 @@ from graphopt.graph.edits import Builder
 from graphopt.graph.view import Array, View, attribute
 from graphopt.passes.affine.weighted import OPERATORS, Weighted, bias_of, is_affordable, narrowed, weighted_at
 from graphopt.passes.rules import Change, Miss, Rule, RulePass, rule
+from graphopt.passes.simplify.chains import rounds_when_added
 from graphopt.passes.simplify.views import RESHAPES
 
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
@@ -206,12 +207,22 @@ SCALINGS = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
 def scaling_at(node: ir.Node, data: ir.Value, axis: int, view: View) -> Scaling | Miss | None:
     """A node as a scale and a shift per channel of one of its inputs.
 
+    A shift that takes half of the digits of a number near 1 is refused: it may be meant to round, or to be taken away again, and
+    in a bias it would be added to what has been rounded already.
+
     Args:
         node: one of ``SCALINGS``.
         data: the input that is scaled.
         axis: the channels' axis: 1 or -1.
         view: the model.
     """
+    found, dtype = _scaling_of(node, data, axis, view), view.dtype(data)
+    if isinstance(found, Scaling) and dtype is not None and rounds_when_added(found.shift, dtype):
+        return Miss("the shift is so large that adding it rounds")
+    return found
+
+
+def _scaling_of(node: ir.Node, data: ir.Value, axis: int, view: View) -> Scaling | Miss | None:
     if node.op_type == "BatchNormalization":
         return _batchnorm_scaling(node, data, axis, view)
     if node.op_type not in SCALINGS:

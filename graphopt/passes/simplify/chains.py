@@ -14,6 +14,8 @@ from graphopt.passes.rules import Change, Miss, rule
 from graphopt.passes.simplify.identities import keep
 
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_MANTISSA = {ir.DataType.FLOAT16: 10, ir.DataType.FLOAT: 23, ir.DataType.DOUBLE: 52}
+"""Bits of the fraction."""
 _LARGEST = 1 << 20
 """Constants with more elements are left alone: merging them saves little of what reading them costs."""
 
@@ -21,7 +23,8 @@ _LARGEST = 1 << 20
 def merge_added_constants(node: ir.Node, view: View) -> Change | Miss | None:
     """Replaces (x + a) + b, (x - a) + b and their kin with x + c.
 
-    When the inner result has no other use and c = b ± a is finite. Rounding-level; one node less.
+    When the inner result has no other use, and neither constant is so large that adding it takes half of the digits of a number
+    near 1: x + a - a may be meant to round x. Rounding-level; one node less.
     """
     return _merge(node, view, {"Add": 1, "Sub": -1}, _sum)
 
@@ -69,7 +72,7 @@ def _merge(node: ir.Node, view: View, signs: dict[str, int], combine: Combine) -
     with np.errstate(all="ignore"):
         merged = combine(a, b, sign_a, sign_b)
     if merged is None or merged.nbytes > a.nbytes + b.nbytes:
-        return Miss("the merged constant overflows, vanishes or is larger")
+        return Miss("the merged constant overflows, vanishes or is larger, or adding one of them rounds")
     divides = sign_a < 0 and sign_b < 0
     operator = next(name for name, sign in signs.items() if sign == (-1 if divides else 1))
     return Change(lambda op: _apply(op, operator, value, merged))
@@ -82,7 +85,14 @@ def _apply(op: Builder, operator: str, value: ir.Value, constant: Array) -> ir.V
 def _sum(a: Array, b: Array, sign_a: int, sign_b: int) -> Array | None:
     """The constant c of x + c, or of x - c where both are subtracted."""
     total = a.astype(np.float64) + b if sign_a == sign_b else b.astype(np.float64) * sign_b + a.astype(np.float64) * sign_a
-    return _checked(total, a.dtype)
+    dtype = ir.DataType.from_numpy(a.dtype)
+    return None if rounds_when_added(a, dtype) or rounds_when_added(b, dtype) else _checked(total, a.dtype)
+
+
+def rounds_when_added(constant: Array, dtype: ir.DataType) -> bool:
+    """Whether a constant is so large that adding it in a float type takes half of the digits of a number near 1."""
+    largest = float(np.max(np.abs(constant), initial=0))
+    return largest * largest > 2.0 ** _MANTISSA.get(dtype, 8)
 
 
 def _product(a: Array, b: Array, sign_a: int, sign_b: int) -> Array | None:

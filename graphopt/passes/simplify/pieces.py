@@ -98,6 +98,9 @@ def fold_pad(node: ir.Node, view: View) -> Change | Miss | None:
     if node.op_type == "AveragePool" and (attribute(node, "ceil_mode", 0) or (any(own) and not attribute(node, "count_include_pad", 0))):
         return Miss("the average would count other elements")
     total = [a + b for a, b in zip(own, pads[2:rank] + pads[rank + 2 :], strict=True)]
+    window: tuple[int, ...] = attribute(node, "kernel_shape", ())
+    if node.op_type == "AveragePool" and any(pad >= size for pad, size in zip(total, 2 * window, strict=True)):
+        return Miss("the runtime takes no pads as wide as the window")
     return Change(lambda op: _padding(op, node, value, total))
 
 

@@ -135,6 +135,8 @@ def cancel_around_elementwise(node: ir.Node, view: View) -> Change | None:
     root = None if inner is None else inner.inputs[0]
     if inner is None or root is None or not _undoes(node, inner, view):
         return None
+    if view.rank(root) == 0:  # an operand of shape [1] would raise its rank
+        return None
 
     def build(op: Builder) -> ir.Value:
         value = root
