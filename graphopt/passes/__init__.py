@@ -15,8 +15,14 @@ PASSES: dict[str, str] = {
     "cleanup": "graphopt.passes.cleanup:Cleanup",
     "shapes": "graphopt.passes.shapes:ShapesPass",
     "simplify": "graphopt.passes.simplify:Simplify",
+    "activations": "graphopt.passes.activations:Activations",
+    "normalize": "graphopt.passes.normalize:Normalize",
     "affine": "graphopt.passes.affine:Affine",
+    "attention": "graphopt.passes.attention:Attention",
+    "algebra": "graphopt.passes.algebra:Algebra",
     "duplicates": "graphopt.passes.duplicates:Duplicates",
+    "weights": "graphopt.passes.quantize.weights:Weights",
+    "dynamic": "graphopt.passes.quantize.dynamic:Dynamic",
 }
 """Where each pass stands; the exact ones in the order in which they reach their fixed point in the fewest rounds."""
 
