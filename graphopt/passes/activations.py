@@ -106,7 +106,7 @@ def expand_mish(node: ir.Node, view: View) -> Change | Miss | None:
         n = op.op("Mul", e, op.op("Add", e, two))
         return op.op("Mul", x, op.op("Div", n, op.op("Add", n, two)))
 
-    return Change(build, kernels=("::Exp",))
+    return Change(build, kernels=("::Min", "::Exp", "::Add", "::Mul", "::Add", "::Div", "::Mul"))
 
 
 def expand_elu(node: ir.Node, view: View) -> Change | Miss | None:
@@ -127,14 +127,17 @@ def expand_elu(node: ir.Node, view: View) -> Change | Miss | None:
     def times(op: Builder, value: ir.Value, factor: float) -> ir.Value:
         return value if factor == 1 else op.op("Mul", value, _number(op, view, x, factor))
 
+    bounded = rise == 1 and fall * inner <= 1
+
     def build(op: Builder) -> ir.Value:
         below = times(op, op.op("Min", x, _number(op, view, x, 0)), inner)
         decay = times(op, op.op("Sub", op.op("Exp", below), _number(op, view, x, 1)), fall)
-        if rise == 1 and fall * inner <= 1:
+        if bounded:
             return op.op("Max", x, decay)
         return op.op("Add", times(op, op.op("Relu", x), rise), decay)
 
-    return Change(build, kernels=("::Exp",))
+    products = ("::Mul",) * sum(factor != 1 for factor in scales)
+    return Change(build, kernels=("::Min", "::Exp", "::Sub", *(("::Max",) if bounded else ("::Relu", "::Add")), *products))
 
 
 def use_leaky_relu(node: ir.Node, view: View) -> Change | Miss | None:
@@ -253,7 +256,7 @@ def _gelu(x: ir.Value, core: str, view: View) -> Change | Miss:
     if view.runs("Gelu", x):
         return Change(lambda op: op.op("Gelu", x, approximate={"Erf": None, "Tanh": "tanh"}[core]))
     operator = {"Erf": "Gelu", "Tanh": "FastGelu"}[core]
-    if view.runs(f"com.microsoft::{operator}", x):
+    if view.rank(x) and view.runs(f"com.microsoft::{operator}", x):  # FastGelu takes no scalars
         return Change(lambda op: op.op(operator, x, domain="com.microsoft"))
     return _NO_KERNEL
 

@@ -106,7 +106,7 @@ def contract_with_matmul(node: ir.Node, view: View) -> Change | Miss | None:
     if not found.is_matrix_product:
         return Miss(f"{equation} is no MatMul up to the order of indices")
     plan, left, right = min(((found, first, second), (found.swapped, second, first)), key=lambda choice: choice[0].moves)
-    return Change(lambda op: _product(op, plan, left, right))
+    return Change(lambda op: _product(op, plan, left, right), kernels=("::Transpose",) * plan.moves)
 
 
 def widen_depthwise_convolution(node: ir.Node, view: View) -> Change | Miss | None:
@@ -138,8 +138,17 @@ def widen_depthwise_convolution(node: ir.Node, view: View) -> Change | Miss | No
         result = op.copy(node, image, op.constant(kernel[:, :, None], weight.name or ""), *node.inputs[2:], **widened)[0]
         return _with_axis(op, view, "Squeeze", result)
 
-    return Change(build, kernels=("com.microsoft.nchwc::Conv",))
+    return Change(build, kernels=_BLOCKED)
 
+
+_BLOCKED = (
+    "::Unsqueeze",
+    "com.microsoft.nchwc::ReorderInput",
+    "com.microsoft.nchwc::Conv",
+    "com.microsoft.nchwc::ReorderOutput",
+    "::Squeeze",
+)
+"""What runs for a depthwise convolution along one axis that was given a second one."""
 
 _POWERS: dict[float, tuple[tuple[str, ...], Callable[[Builder, ir.Value], ir.Value]]] = {
     2.0: (("Mul",), lambda op, x: op.op("Mul", x, x)),
@@ -176,15 +185,21 @@ def _weighted(found: Contraction, data: ir.Value, weight: ir.Value, view: View) 
     rows, columns = ([sizes[index] for index in indices] for indices in (found.summed, found.right))
     order = [found.second.index(index) for index in found.summed + found.right]
     matrix = np.ascontiguousarray(array.transpose(order)).reshape(int(np.prod(rows)), int(np.prod(columns)))
+    before, after = found.left + found.summed, found.left + found.right
+
+    def ending_in(last: list[int], value: ir.Value, op: Builder) -> ir.Value:
+        return op.op("Reshape", value, numbers_constant(op, [0] * len(found.left) + last))
 
     def build(op: Builder) -> ir.Value:
-        value = _in_order(op, data, found.first, found.left + found.summed)
-        value = value if len(rows) == 1 else op.op("Reshape", value, numbers_constant(op, [0] * len(found.left) + [matrix.shape[0]]))
+        value = _in_order(op, data, found.first, before)
+        value = value if len(rows) == 1 else ending_in([matrix.shape[0]], value, op)
         value = op.op("MatMul", value, op.constant(matrix, weight.name or ""))
-        value = value if len(columns) == 1 else op.op("Reshape", value, numbers_constant(op, [0] * len(found.left) + columns))
-        return _in_order(op, value, found.left + found.right, found.result)
+        value = value if len(columns) == 1 else ending_in(columns, value, op)
+        return _in_order(op, value, after, found.result)
 
-    return Change(build)
+    moves = (found.first != before) + (found.result != after)
+    views = (len(rows) != 1) + (len(columns) != 1)
+    return Change(build, kernels=("::Transpose",) * moves + ("::Reshape",) * views)
 
 
 def _product(op: Builder, found: Contraction, first: ir.Value, second: ir.Value) -> ir.Value:

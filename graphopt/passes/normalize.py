@@ -151,7 +151,7 @@ def split_skip_normalization(node: ir.Node, view: View) -> Change | Miss | None:
         result = op.op(operator, total, *parameters, axis=-1, epsilon=attribute(node, "epsilon", 1e-12))
         return [result, None, None, total][: len(node.outputs)]
 
-    return Change(build, kernels=(f"::{operator}",))
+    return Change(build, kernels=(f"::{adding}", f"::{operator}"))
 
 
 def split_group_normalization(node: ir.Node, view: View) -> Change | Miss | None:
