@@ -554,7 +554,7 @@ def quantize_product(node: ir.Node, view: View) -> Change | None:
         )
         return quantized(product, 0.25) if node.name == "plain" else cast("ir.Value", product)
 
-    return Change(built, kernels=("::QLinearMatMul",))
+    return Change(built, kernels=("::QLinearMatMul", "::QuantizeLinear", "::DequantizeLinear"))
 
 
 def test_a_planned_kernel_that_falls_back(tmp_path: Path, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,15 +35,15 @@ class Cleanup(Pass):
     """
 
     name: ClassVar[str] = "cleanup"
-    steps: ClassVar[tuple[str, ...]] = (
-        "sort-nodes",
-        "name-nodes",
-        "inline-functions",
-        "remove-initializers-from-inputs",
-        "lift-constants",
-        "remove-unused",
-        "strip-metadata",
-    )
+    steps: ClassVar[dict[str, str]] = {
+        "sort-nodes": "Puts each node behind those whose results it uses.",
+        "name-nodes": "Names nodes without a name, or with another node's.",
+        "inline-functions": "Replaces calls of functions with their bodies.",
+        "remove-initializers-from-inputs": "Removes initializers from the inputs, so that they are constants.",
+        "lift-constants": "Replaces Constant nodes with initializers.",
+        "remove-unused": "Removes unused nodes, initializers, functions and opset imports.",
+        "strip-metadata": "Removes documentation and the exporter's notes on nodes and values.",
+    }
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs the steps, each one rewrite."""

@@ -39,7 +39,10 @@ class Duplicates(Pass):
     """
 
     name: ClassVar[str] = "duplicates"
-    steps: ClassVar[tuple[str, ...]] = ("merge-equal-initializers", "merge-equal-nodes")
+    steps: ClassVar[dict[str, str]] = {
+        "merge-equal-initializers": "Replaces initializers of equal type, shape and bytes with one.",
+        "merge-equal-nodes": "Replaces nodes with the same operator, attributes and inputs with one.",
+    }
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merges initializers first, so that their users can become equal."""

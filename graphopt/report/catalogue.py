@@ -13,7 +13,7 @@ from rich.text import Text
 
 from graphopt.passes import PASSES, find
 from graphopt.passes.base import GuidedPass, options_of
-from graphopt.passes.rules import Rule, rule_names
+from graphopt.passes.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _entry(name: str) -> Entry:
         "guided" if issubclass(kind, GuidedPass) else "exact",
         inspect.getdoc(kind) or "",
         {option: _described(field) for option, field in options_of(kind).items()},
-        {rule.name: inspect.getdoc(rule.function) or "" for rule in rules} or dict.fromkeys(rule_names(kind), ""),
+        {rule.name: inspect.getdoc(rule.function) or "" for rule in rules} or dict(getattr(kind, "steps", {})),
     )
 
 
