@@ -190,7 +190,7 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the statistics (.npz).", show_default=False)],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take the first samples only.", show_default=False)] = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="For activations and results.  [default: 384MiB]", show_default=False)
+        str | None, typer.Option("--memory", metavar="SIZE", help="For activations and results.  [default: 320MiB]", show_default=False)
     ] = None,
     threads: Threads = 0,
     custom_ops: CustomOps = None,

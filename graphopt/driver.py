@@ -142,8 +142,10 @@ def _context(model: ir.Model, samples: Samples | None, recipe: Recipe) -> Contex
 
 def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
     """Gathers what was done and measured; a run without any change gives back the input byte for byte."""
-    for attempt in run.attempts:
+    for stage, attempt in zip(run.stages, run.attempts, strict=True):
         ledger.absorb(attempt.recorder)
+        if stage.context is not None and not attempt.recorder.rewrites:
+            ledger.notes.append(f"the pass {stage.name} changed nothing: it found no layer that it could change and keep within the limits")
     ledger.drops.extend([*run.settled, *run.drops])
     verdict = Verdict()
     if not ledger.rewrites:

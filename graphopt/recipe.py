@@ -223,8 +223,24 @@ def _exact() -> Recipe:
     return Recipe(passes=[PassSpec(name=name) for name in names])
 
 
+def _int4(block: int = 128, min_sqnr: float = 10.0) -> Recipe:
+    return _exact().changed(passes=[*_exact().passes, {"weights": {"block": block}}], min_sqnr=min_sqnr)
+
+
+def _int8(min_sqnr: float = 10.0) -> Recipe:
+    return _exact().changed(passes=[*_exact().passes, "dynamic"], min_sqnr=min_sqnr)
+
+
+_MIN_SQNR = "dB that every output must keep on every sample; layers that lose more stay in float (default 10)"
+
 PRESETS: dict[str, Preset] = {
     "exact": Preset("the same outputs with fewer, faster nodes; needs no data", _exact, {}),
+    "int4": Preset(
+        "weights of linear layers in 4 bits, approximate; better with data",
+        _int4,
+        {"block": "inputs that share a scale: 16, 32, 64, 128 or 256 (default 128)", "min_sqnr": _MIN_SQNR},
+    ),
+    "int8": Preset("linear layers in 8-bit integers, convolutions in float, approximate; better with data", _int8, {"min_sqnr": _MIN_SQNR}),
 }
 
 

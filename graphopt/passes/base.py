@@ -45,12 +45,14 @@ class Context:
         target: name of the target.
         shapes: exact shapes of the main graph's values on one sample, by name; empty where no trace could be made.
         options: how models are run.
+        solved: what a pass worked out for a layer, for its next attempt on a clone of the same model; it checks that this still holds.
     """
 
     samples: Samples
     target: str
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     options: SessionOptions = field(default_factory=SessionOptions)
+    solved: dict[Any, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def statistics(self) -> Collector:

@@ -1,0 +1,1 @@
+"""Quantization: fewer bits a weight, and where the target has kernels for it a value."""

@@ -1,0 +1,37 @@
+"""Products of matrices by the runtime: on few or busy cores several times as fast as numpy's, and under the same thread settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.runtime.session import SessionOptions, open_session
+
+Array = np.ndarray[Any, Any]
+
+_MODEL = """<ir_version: 8, opset_import: ["": 17]>
+product (float[groups, rows, positions] left, float[groups, columns, positions] right) => (float[groups, rows, columns] result) {
+    turned = Transpose<perm = [0, 2, 1]> (right)
+    result = MatMul (left, turned)
+}"""
+
+
+class Product:
+    """``left right^T`` of float32 stacks ``[groups, rows, positions]`` and ``[groups, columns, positions]``.
+
+    Args:
+        options: how sessions run.
+
+    Raises:
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, options: SessionOptions) -> None:
+        self._session = open_session(ir.from_onnx_text(_MODEL), "all", options)
+
+    def __call__(self, left: Array, right: Array) -> Array:
+        """``float32 [groups, rows, columns]``."""
+        result: Array = self._session.run({"left": left, "right": right})["result"]
+        return result
