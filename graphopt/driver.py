@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -91,7 +92,7 @@ def optimize(
                 ledger.notes.extend(subject.notes)
                 if subject.feeds:
                     verifier = verifier_of(subject.original, subject.feeds, options, recipe.tolerance, subject.cut)
-        stages = stages_of(passes, lambda: _context(intake.model, samples, subject, recipe))
+        stages = stages_of(passes, functools.cache(lambda: _context(intake.model, samples, subject, recipe, options)))
         prover = Prover(intake.path(folder), baseline, subject.feeds, options, recipe.time_limit, _properties(recipe, subject))
         path = folder / intake.output_name
         if intake.target is not None:  # else the result lives on in memory, and longer than the folder
@@ -136,12 +137,12 @@ def _properties(recipe: Recipe, subject: Subject) -> tuple[Property, ...]:
     return ("size", "kernels") if recipe.resolved else ("size", "kernels", "speed")
 
 
-def _context(model: ir.Model, samples: Samples | None, subject: Subject, recipe: Recipe) -> Context:
+def _context(model: ir.Model, samples: Samples | None, subject: Subject, recipe: Recipe, options: SessionOptions) -> Context:
     """What guided passes are given; without samples, the made-up ones that the original is known to run on."""
     if samples is None:
         feeds = [dict(feed) for feed in subject.feeds] or list(Samples.synthetic(model, recipe.shapes))
         samples = Samples(lambda: iter(feeds), len(feeds), f"{len(feeds)} synthetic samples", is_synthetic=True)
-    return Context(samples, recipe.target)
+    return Context(samples, recipe.target, options=options)
 
 
 def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
