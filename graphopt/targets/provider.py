@@ -1,0 +1,44 @@
+"""Execution providers of ONNX Runtime as targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.runtime.registry import has_kernel
+from graphopt.targets.base import Target
+
+
+@dataclass(frozen=True)
+class ProviderTarget(Target):
+    """Runs what the installed wheel registers a kernel for; from a wheel without the provider nothing is certain."""
+
+    provider: ClassVar[str]
+
+    def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
+        """Asks the registry of the installed runtime."""
+        return has_kernel(self.provider, operator, dtype, opset)
+
+
+@dataclass(frozen=True)
+class Cpu(ProviderTarget):
+    """ONNX Runtime's CPU execution provider."""
+
+    name: ClassVar[str] = "cpu"
+    summary: ClassVar[str] = "ONNX Runtime on CPU"
+    provider: ClassVar[str] = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Cuda(ProviderTarget):
+    """ONNX Runtime's CUDA execution provider."""
+
+    name: ClassVar[str] = "cuda"
+    summary: ClassVar[str] = "ONNX Runtime on NVIDIA GPUs"
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+
+
+CPU = Cpu()
+CUDA = Cuda()
