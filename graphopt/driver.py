@@ -142,16 +142,18 @@ def _context(model: ir.Model, samples: Samples | None, subject: Subject, recipe:
     if samples is None:
         feeds = [dict(feed) for feed in subject.feeds] or list(Samples.synthetic(model, recipe.shapes))
         samples = Samples(lambda: iter(feeds), len(feeds), f"{len(feeds)} synthetic samples", is_synthetic=True)
-    return Context(samples, recipe.target, options=options)
+    measures = recipe.verify == "full" and recipe.resolved is None and not _not_executed(recipe)
+    return Context(samples, recipe.target, options=options, measures=measures)
 
 
 def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
     """Gathers what was done and measured; a run without any change gives back the input byte for byte."""
     for stage, attempt in zip(run.stages, run.attempts, strict=True):
         ledger.absorb(attempt.recorder)
-        if stage.context is not None and not attempt.recorder.rewrites:
+        if stage.approximates and not attempt.recorder.rewrites:
             ledger.notes.append(f"the pass {stage.name} changed nothing: it found no layer that it could change and keep within the limits")
     ledger.drops.extend([*run.settled, *run.drops])
+    ledger.declined.extend(run.declined)
     verdict = Verdict()
     if not ledger.rewrites:
         files.copy_model(run.prover.original, run.path)

@@ -85,6 +85,11 @@ class Recorder:
     Attributes:
         denied: rewrites that must not happen: each field of a key that is empty matches anything.
         limit: how many rewrites may happen at all; the driver bisects with it. None: no limit.
+        rewrites: those that happened.
+        misses: why others nearly did.
+        notes: what the user should know.
+        allowed: those that may happen, in the order in which they were asked for.
+        declined: those that measurements on this machine spoke against.
     """
 
     denied: frozenset[Key] = frozenset()
@@ -93,6 +98,7 @@ class Recorder:
     misses: dict[Key, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     allowed: list[Key] = field(default_factory=list)
+    declined: list[Drop] = field(default_factory=list)
 
     def allow(self, key: Key) -> bool:
         """Whether a rewrite may happen; counts it where it may."""
@@ -147,6 +153,13 @@ def miss(key: Key, reason: str) -> None:
         recorder.misses[key] = reason
 
 
+def decline(key: Key, reason: str) -> None:
+    """Tells that a measurement on this machine spoke against a rewrite: the resolved recipe keeps it out, a replay need not measure."""
+    recorder = _current.get()
+    if recorder is not None:
+        recorder.declined.append(Drop(key, reason))
+
+
 def note(text: str) -> None:
     """Tells something that the user should know, once."""
     recorder = _current.get()
@@ -166,12 +179,14 @@ class Ledger:
     Attributes:
         rewrites: those that were kept, in order.
         drops: those that were taken back.
+        declined: those that measurements on this machine spoke against.
         misses: near misses: rules whose anchor matched and whose condition failed.
         notes: what the user should know.
     """
 
     rewrites: list[Rewrite] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
+    declined: list[Drop] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -194,6 +209,7 @@ class Ledger:
             "version": VERSION,
             "rewrites": [_plain(rewrite) for rewrite in self.rewrites],
             "dropped": [[*drop.key, drop.reason] for drop in self.drops],
+            "declined": [[*drop.key, drop.reason] for drop in self.declined],
             "near_misses": [[*miss.key, miss.reason] for miss in self.misses],
             "notes": self.notes,
         }

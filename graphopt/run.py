@@ -38,6 +38,7 @@ class Run:
         must_write: the model had to be changed before the first stage, so that it is written even if no stage changes it.
         outcomes: what became of each stage.
         drops: what was taken back, and why.
+        declined: what measurements on this machine spoke against.
         settled: what the resolved recipe keeps out.
         given: rewrites that were denied from outside.
         denied: all rewrites that are denied.
@@ -54,6 +55,7 @@ class Run:
     must_write: bool
     outcomes: Sequence[Outcome] = ()
     drops: list[Drop] = field(default_factory=list)
+    declined: list[Drop] = field(default_factory=list)
     settled: Sequence[Drop] = ()
     given: frozenset[Key] = frozenset()
     denied: frozenset[Key] = frozenset()
@@ -110,9 +112,11 @@ class Run:
         for stage in self.stages:
             with self.progress.step(f"rewrite and verify: {stage.name}"):
                 allowance = self.recipe.min_sqnr if stage.approximates else self._allowance(outcomes)
-                outcome = run_verified(stage, model, self.denied, partial(self._judge, allowance))
+                original = outcomes[-1].attempt.original if outcomes else None
+                outcome = run_verified(stage, model, self.denied, partial(self._judge, allowance), original)
             self.denied |= outcome.denied
             self.drops.extend(outcome.drops)
+            self.declined.extend(outcome.declined)
             outcomes.append(outcome)
             model = outcome.attempt.model
         self.outcomes = outcomes
@@ -143,9 +147,9 @@ class Run:
 
     def _still(self, fault: Fault, denied: frozenset[Key], limit: int | None) -> bool:
         """Whether a fault remains when only some rewrites are allowed."""
-        model, attempts = self.original, []
+        model, attempts = self.original, list[Attempt]()
         for stage in self.stages:
-            attempt = stage.attempt(model, denied, limit)
+            attempt = stage.attempt(model, denied, limit, attempts[-1].original if attempts else None)
             if limit is not None:
                 limit -= len(attempt.recorder.allowed)
             attempts.append(attempt)

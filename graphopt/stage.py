@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -14,7 +14,7 @@ from graphopt.errors import GraphoptError, PassError
 from graphopt.graph.signature import Signature, signature_of
 from graphopt.graph.structure import signature_changes, verify_structure
 from graphopt.ledger import Drop, Key, Recorder, recording
-from graphopt.passes.base import AnyPass, Context, GuidedPass
+from graphopt.passes.base import AnyPass, Context, GuidedPass, Role
 from graphopt.passes.foreign import ForeignPass
 from graphopt.passes.rules import RuleError
 from graphopt.runtime.session import shorten
@@ -37,6 +37,7 @@ class Attempt:
         failure: why the run broke off, or an empty string.
         culprit: the rewrite or pass that broke it, where it is known.
         seconds: time per pass.
+        original: what the approximations so far approximate; None while there are none.
     """
 
     model: ir.Model
@@ -44,11 +45,12 @@ class Attempt:
     failure: str = ""
     culprit: Key | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    original: ir.Model | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Exact passes that run together to their common fixed point, or one guided pass.
+    """Exact passes that run together to their common fixed point, or approximations with their preparation and recovery.
 
     Attributes:
         passes: in order.
@@ -66,11 +68,18 @@ class Stage:
     @property
     def approximates(self) -> bool:
         """Whether a pass changes the function."""
-        return any(isinstance(each, GuidedPass) and each.approximates for each in self.passes)
+        return any(role_of(each) == "approximate" for each in self.passes)
 
-    def attempt(self, snapshot: ir.Model, denied: frozenset[Key], limit: int | None = None) -> Attempt:
-        """Runs the passes on a clone, checking the structure after each; never raises for what a pass does wrong."""
-        attempt = Attempt(snapshot.clone(), Recorder(denied, limit))
+    def attempt(self, snapshot: ir.Model, denied: frozenset[Key], limit: int | None = None, original: ir.Model | None = None) -> Attempt:
+        """Runs the passes on a clone, checking the structure after each; never raises for what a pass does wrong.
+
+        Args:
+            snapshot: the model before; stays as it is.
+            denied: rewrites that must not happen.
+            limit: how many rewrites may happen; None for all.
+            original: what earlier stages approximated; None where none did.
+        """
+        attempt = Attempt(snapshot.clone(), Recorder(denied, limit), original=original)
         attempt.model.meta.clear()
         signature = signature_of(attempt.model)
         with recording(attempt.recorder):
@@ -115,9 +124,12 @@ class Stage:
     def _modifies(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
         before = len(attempt.recorder.rewrites)
         if isinstance(each, GuidedPass):
-            if self.context is None:
-                raise GraphoptError(f"pass {each.name} needs samples: give --data")
-            modified = each.run(attempt.model, self.context)
+            assert self.context is not None, "a stage with guided passes has a context"
+            if each.role == "prepare":
+                attempt.original = None
+            elif attempt.original is None:
+                attempt.original = attempt.model.clone()
+            modified = each.run(attempt.model, replace(self.context, original=attempt.original))
         else:
             result = each(attempt.model)
             attempt.model, modified = result.model, bool(result.modified)
@@ -155,15 +167,17 @@ class Outcome:
         drops: what had to be left out, and why.
         denied: all rewrites that were denied, those from outside included.
         verdict: of the attempt that is kept.
+        declined: what measurements on this machine spoke against; denied too.
     """
 
     attempt: Attempt
     drops: list[Drop]
     denied: frozenset[Key]
     verdict: Verdict = field(default_factory=Verdict)
+    declined: list[Drop] = field(default_factory=list)
 
 
-def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge) -> Outcome:
+def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, original: ir.Model | None = None) -> Outcome:
     """Runs a stage, and while the result is wrong finds the rewrite that makes it so, drops it and keeps the rest.
 
     Args:
@@ -171,29 +185,33 @@ def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge
         snapshot: the model before; stays as it is.
         denied: rewrites that must not happen.
         judge: verifies a candidate's outputs.
+        original: what earlier stages approximated; None where none did.
     """
     drops: list[Drop] = []
+    declined: list[Drop] = []
     while True:
-        attempt = stage.attempt(snapshot, denied)
+        attempt = stage.attempt(snapshot, denied, original=original)
+        declined.extend(attempt.recorder.declined)
+        denied |= {drop.key for drop in attempt.recorder.declined}
         verdict = _judged(attempt, judge)
         if verdict.ok:
             if not attempt.recorder.rewrites:  # what was done without a rewrite was not verified either
                 attempt.model = snapshot.clone()
-            return Outcome(attempt, drops, denied, verdict)
-        culprits = _culprits(stage, snapshot, denied, judge, attempt, len(drops))
+            return Outcome(attempt, drops, denied, verdict, declined)
+        culprits = _culprits(stage, snapshot, denied, judge, attempt, len(drops), original)
         culprits = [widened(culprit, drops) for culprit in culprits]
         logger.info("dropped %s: %s", ", ".join(map(str, culprits)), verdict.reason)
         if denied.issuperset(culprits):  # not even the stage without any rewrite is right: it is not the rewrites' fault
             culprits = _whole(stage)
         if denied.issuperset(culprits):
-            return Outcome(stage_left_out(snapshot), drops, denied)
+            return Outcome(stage_left_out(snapshot, original), drops, denied, declined=declined)
         drops.extend(Drop(culprit, verdict.reason) for culprit in culprits)
         denied |= set(culprits)
 
 
-def stage_left_out(snapshot: ir.Model) -> Attempt:
+def stage_left_out(snapshot: ir.Model, original: ir.Model | None = None) -> Attempt:
     """An attempt that changed nothing."""
-    return Attempt(snapshot.clone(), Recorder())
+    return Attempt(snapshot.clone(), Recorder(), original=original)
 
 
 def first_failing(count: int, fails: Callable[[int], bool]) -> int:
@@ -205,7 +223,9 @@ def first_failing(count: int, fails: Callable[[int], bool]) -> int:
     return high
 
 
-def _culprits(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, attempt: Attempt, found: int) -> list[Key]:
+def _culprits(
+    stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, attempt: Attempt, found: int, original: ir.Model | None
+) -> list[Key]:
     """What to drop next: one rewrite; after many, of an approximation the one at which too much is lost and all after it."""
     is_last = found >= _MOST_CULPRITS
     if is_last and not stage.approximates:
@@ -215,7 +235,7 @@ def _culprits(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: J
     allowed = attempt.recorder.allowed
     if not allowed:
         return [Key(stage.passes[0].name)]
-    number = first_failing(len(allowed), lambda n: not _judged(stage.attempt(snapshot, denied, n), judge).ok)
+    number = first_failing(len(allowed), lambda n: not _judged(stage.attempt(snapshot, denied, n, original), judge).ok)
     return allowed[number - 1 :] if is_last else [allowed[number - 1]]
 
 
@@ -241,17 +261,30 @@ def _whole(stage: Stage) -> list[Key]:
     return [Key(each.name) for each in stage.passes]
 
 
+_ORDER: Sequence[Role] = ("prepare", "approximate", "recover")
+
+
+def role_of(each: AnyPass | ForeignPass) -> Role | None:
+    """The role of a guided pass; None for an exact one."""
+    return each.role if isinstance(each, GuidedPass) else None
+
+
 def stages_of(passes: Sequence[AnyPass | ForeignPass], context: Callable[[], Context]) -> list[Stage]:
-    """Groups neighbouring exact passes into one stage; a guided pass is a stage of its own."""
+    """Groups neighbouring passes: exact ones; and approximations with the preparations before and the recoveries after them."""
     stages: list[Stage] = []
     for each in passes:
-        if isinstance(each, GuidedPass):
-            stages.append(Stage((each,), context()))
-        elif stages and stages[-1].context is None:
-            stages[-1] = Stage((*stages[-1].passes, each))
+        if stages and _follows(role_of(stages[-1].passes[-1]), role_of(each)):
+            stages[-1] = replace(stages[-1], passes=(*stages[-1].passes, each))
         else:
-            stages.append(Stage((each,)))
+            stages.append(Stage((each,), context() if isinstance(each, GuidedPass) else None))
     return stages
+
+
+def _follows(before: Role | None, after: Role | None) -> bool:
+    """Whether a pass belongs to the stage that another one has ended so far."""
+    if before is None or after is None:
+        return before is after
+    return _ORDER.index(before) <= _ORDER.index(after)
 
 
 def total_seconds(attempts: Sequence[Attempt]) -> Mapping[str, float]:

@@ -101,6 +101,7 @@ def test_json() -> None:
         "version": 1,
         "rewrites": [{"pass": "p", "rule": "r", "anchor": "node0", "removed": ["node0"], "added": ["new0"], "merged": {"a": "b"}}],
         "dropped": [["p", "s", "x", "too slow: 1.07 times"]],
+        "declined": [],
         "near_misses": [],
         "notes": ["a note"],
     }

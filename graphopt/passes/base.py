@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -16,6 +15,9 @@ from graphopt.samples import Samples
 
 if TYPE_CHECKING:
     from graphopt.runtime.statistics import Collector
+
+
+Role = Literal["prepare", "approximate", "recover"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Context:
         target: name of the target.
         shapes: exact shapes of the main graph's values on one sample, by name; empty where no trace could be made.
         options: how models are run.
+        measures: candidates may be timed; not in a replay, whose recipe holds what was chosen, nor where structure alone is verified.
+        original: the model before the first approximation since the last preparation: what is approximated. Layers that are still
+            there have their names there too. None before any approximation.
         solved: what a pass worked out for a layer, for its next attempt on a clone of the same model; it checks that this still holds.
     """
 
@@ -52,14 +57,19 @@ class Context:
     target: str
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     options: SessionOptions = field(default_factory=SessionOptions)
+    measures: bool = True
+    original: ir.Model | None = None
     solved: dict[Any, Any] = field(default_factory=dict)
+    _collectors: list[Collector] = field(default_factory=list)
 
-    @functools.cached_property
+    @property
     def statistics(self) -> Collector:
         """``statistics(model, request)`` runs the samples through a model as it is now, where it has changed since the last call."""
         from graphopt.runtime.statistics import Collector
 
-        return Collector(self.samples, self.options)
+        if not self._collectors:  # one for all contexts of a run, so that nothing is collected twice
+            self._collectors.append(Collector(self.samples, self.options))
+        return self._collectors[0]
 
 
 @dataclass(frozen=True)
@@ -68,11 +78,12 @@ class GuidedPass(abc.ABC):
 
     Attributes:
         name: what recipes and the ledger call the pass.
-        approximates: it changes the function, within the recipe's ``min_sqnr``.
+        role: an approximation changes the function, within the recipe's ``min_sqnr``; a preparation is exact and pays only together
+            with the approximation after it; a recovery takes back some of the error of the approximation before it.
     """
 
     name: ClassVar[str]
-    approximates: ClassVar[bool] = False
+    role: ClassVar[Role] = "approximate"
 
     @abc.abstractmethod
     def run(self, model: ir.Model, context: Context) -> bool:

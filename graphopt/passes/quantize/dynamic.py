@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.graph.edits import Builder
-from graphopt.passes.base import Context, GuidedPass
+from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.linear import Place, places_of, replace, solve
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.targets.emit import DYNAMIC_QUANTIZE_MATMUL, dynamic_quantize_matmul
@@ -31,7 +31,7 @@ class Dynamic(GuidedPass):
     """
 
     name: ClassVar[str] = "dynamic"
-    approximates: ClassVar[bool] = True
+    role: ClassVar[Role] = "approximate"
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

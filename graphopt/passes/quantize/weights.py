@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from graphopt.graph.edits import Builder
-from graphopt.passes.base import Context, GuidedPass
+from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.linear import Place, places_of, replace, solve
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.targets.emit import MATMUL_NBITS, matmul_nbits
@@ -32,7 +32,7 @@ class Weights(GuidedPass):
     """
 
     name: ClassVar[str] = "weights"
-    approximates: ClassVar[bool] = True
+    role: ClassVar[Role] = "approximate"
 
     bits: Literal[2, 4, 8] = 4
     block: Literal[16, 32, 64, 128, 256] = 128
