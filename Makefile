@@ -53,10 +53,13 @@ types: $(VENV)/.dev ## types (mypy, strict)
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(VENV)/.dev ## measure nodes, seconds, memory and speed (40 minutes; MODELS="digits resnet": only these)
+bench: $(VENV)/.dev ## measure all, beside other tools (two hours; MODELS="digits resnet": only these)
 	$(BIN)/python benchmarks/peers.py $(MODELS)
 	$(if $(MODELS),,$(BIN)/python benchmarks/scale.py)
 	$(BIN)/python benchmarks/speed.py $(MODELS)
+	$(BIN)/python benchmarks/gains.py $(MODELS)
+	$(BIN)/python benchmarks/firing.py $(MODELS)
+	$(if $(MODELS),,$(if $(GRAPHOPT_ZOO),$(BIN)/python benchmarks/quantization.py))
 
 .PHONY: clean
 clean: ## remove the environment and everything built

@@ -48,7 +48,7 @@ def peers() -> list[Tool]:
     """The other tools; their environments are made where they do not stand yet."""
     tools = []
     for name, requirements in _PEERS.items():
-        programs = _environment(name, requirements)
+        programs = environment(name, requirements)
         tools.append(Tool(name, (str(programs / name),), (), (), _versions(programs / "python")))
     return tools
 
@@ -59,7 +59,7 @@ def graphopt(verify: str) -> Tool:
     return Tool(f"graphopt {verify}", GRAPHOPT, ("-o",), (f"--verify={verify}", "--no-ledger", "--quiet"), versions)
 
 
-def _environment(name: str, requirements: tuple[str, ...]) -> Path:
+def environment(name: str, requirements: tuple[str, ...]) -> Path:
     """Makes a virtual environment, unless it stands with these requirements; returns the folder of its programs."""
     folder, wanted = _FOLDER / name, " ".join(requirements)
     programs, stamp = folder / ("Scripts" if sys.platform == "win32" else "bin"), folder / "requirements"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,16 +41,18 @@ class Finished:
         return lines[-1][:200] if lines else f"exit status {self.status}"
 
 
-def run(command: Sequence[str | Path], *, limit_s: float = 900) -> Finished:
+def run(command: Sequence[str | Path], *, limit_s: float = 900, limit_mb: int | None = None) -> Finished:
     """Runs a command in an empty working folder.
 
     Args:
         command: program and arguments.
         limit_s: seconds after which it is killed.
+        limit_mb: memory of its own, in 10^6 bytes, beyond which it is given no more; on Linux only.
     """
+    bounded = [] if limit_mb is None or shutil.which("prlimit") is None else ["prlimit", f"--data={limit_mb * 10**6}"]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=errors, cwd=folder)
+        process = subprocess.Popen([*bounded, *(str(word) for word in command)], stdout=output, stderr=errors, cwd=folder)
         timer = Timer(limit_s, process.kill)
         timer.start()
         _, status, usage = os.wait4(process.pid, 0)  # the one call that tells this child's peak and no other's

@@ -13,13 +13,14 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import files
-from graphopt.errors import VerificationError
+from graphopt.errors import RecipeError, VerificationError
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.scratch import scratch
 from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.intake import Intake, lowered, take
 from graphopt.ledger import Ledger
+from graphopt.metric import Function, Metric, function_of
 from graphopt.passes.base import Context
 from graphopt.progress import Progress, Quiet
 from graphopt.proof import Property, Prover
@@ -50,6 +51,7 @@ def optimize(
     keep_ledger: bool = True,
     allow_imports: bool = False,
     custom_ops: Sequence[Path] = (),
+    metric: Function | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Optimizes a model, proves the result against the original, and writes it.
@@ -62,8 +64,9 @@ def optimize(
         in_place: write onto the input, atomically.
         strict: refuse to write anything where a rewrite had to be dropped.
         keep_ledger: write ``OUT.ledger.json`` beside the model.
-        allow_imports: let the recipe name passes as ``module:Class``.
+        allow_imports: let the recipe name passes as ``module:Class``, and its metric as ``module:function``.
         custom_ops: libraries of custom operators to register with the runtime.
+        metric: the function behind the recipe's ``metric``, see :class:`graphopt.metric.Metric`; None to import it by that name.
         progress: told what is being done.
 
     Returns:
@@ -75,6 +78,7 @@ def optimize(
     recipe = preset(recipe) if isinstance(recipe, str) else recipe
     progress = progress or Quiet()
     passes = recipe.build(allow_imports=allow_imports)
+    function = _function(recipe, metric, allow_imports=allow_imports)
     options = SessionOptions(recipe.session.threads, _providers(recipe), tuple(custom_ops), recipe.session.config)
     with ExitStack() as stack:
         with progress.step("load"):
@@ -92,12 +96,15 @@ def optimize(
                 ledger.notes.extend(subject.notes)
                 if subject.feeds:
                     verifier = verifier_of(subject.original, subject.feeds, options, recipe.tolerance, subject.cut)
+        own = None if function is None else Metric(str(recipe.metric), function, float(recipe.max_drop or 0), options, baseline)
+        if own is not None and (verifier is None or subject.protected):
+            raise RecipeError(f"{intake.name}: metric {own.name}: the model does not run as a whole here, or is not to be run (verify)")
         stages = stages_of(passes, functools.cache(lambda: _context(intake.model, samples, subject, recipe, options)))
         prover = Prover(intake.path(folder), baseline, subject.feeds, options, recipe.time_limit, _properties(recipe, subject))
         path = folder / intake.output_name
         if intake.target is not None:  # else the result lives on in memory, and longer than the folder
             stack.enter_context(scratch(folder))
-        run = Run(intake.model, recipe, stages, verifier, subject, prover, path, progress, must_write=bool(ledger.rewrites))
+        run = Run(intake.model, recipe, stages, verifier, own, subject, prover, path, progress, must_write=bool(ledger.rewrites))
         run.improve_until_proved()
         result = _conclude(run, intake, ledger)
         if strict and run.drops:
@@ -114,6 +121,17 @@ def optimize(
                 files.move_model(path, intake.target)
             place_beside(beside, intake.target)
         return replace(result, held=None)
+
+
+def _function(recipe: Recipe, given: Function | None, *, allow_imports: bool) -> Function | None:
+    """The metric that a recipe names."""
+    if recipe.metric is None and given is not None:
+        raise RecipeError("metric: the recipe says nothing of it; give it a metric, by any name, and a max_drop")
+    if recipe.metric is None or given is not None:
+        return given
+    if not allow_imports:
+        raise RecipeError(f"metric {recipe.metric} would import code: allow it with --allow-imports, or name it with --metric")
+    return function_of(recipe.metric)
 
 
 def _providers(recipe: Recipe) -> tuple[str, ...]:
@@ -176,6 +194,7 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
         run.path,
         relative_error=verdict.relative if run.verifier else None,
         sqnr_db=verdict.sqnr_db if run.verifier and run.min_sqnr is not None else None,
+        metric=(own.name, own.before, own.of(run.path)) if (own := run.metric) is not None and run.min_sqnr is not None else None,
         synthetic=run.subject.synthetic,
         sessions=effort.sessions,
         inferences=effort.inferences,

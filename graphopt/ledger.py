@@ -13,7 +13,7 @@ import contextlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -85,6 +85,8 @@ class Recorder:
     Attributes:
         denied: rewrites that must not happen: each field of a key that is empty matches anything.
         limit: how many rewrites may happen at all; the driver bisects with it. None: no limit.
+        only: by pass, the rewrites with an anchor that alone may happen; a pass that is not in it may do all. They are refused at the
+            last moment, unlike those denied, so that a pass works out for each attempt what it can use in all.
         rewrites: those that happened.
         misses: why others nearly did.
         notes: what the user should know.
@@ -94,6 +96,7 @@ class Recorder:
 
     denied: frozenset[Key] = frozenset()
     limit: int | None = None
+    only: Mapping[str, frozenset[Key]] = field(default_factory=dict)
     rewrites: list[Rewrite] = field(default_factory=list)
     misses: dict[Key, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -105,6 +108,8 @@ class Recorder:
         if self.denies(key):
             return False
         if self.limit is not None and len(self.allowed) >= self.limit:
+            return False
+        if key.anchor and key not in self.only.get(key.pass_name, (key,)):
             return False
         self.allowed.append(key)
         return True
@@ -168,8 +173,9 @@ def note(text: str) -> None:
 
 
 def _covering(key: Key) -> tuple[Key, ...]:
-    """The key itself and the wider keys that cover it: its rule anywhere, its rule in any pass, its whole pass, its anchor."""
-    return (key, Key(key.pass_name, key.rule), Key(key.pass_name), Key("", key.rule), Key("", "", key.anchor))
+    """The key and the wider ones that cover it: its rule anywhere, its pass there, its whole pass, its rule in any pass, its anchor."""
+    name, rule, anchor = key
+    return key, Key(name, rule), Key(name, "", anchor), Key(name), Key("", rule), Key("", "", anchor)
 
 
 @dataclass

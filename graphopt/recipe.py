@@ -97,6 +97,14 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
         verify: how much is proved.
         tolerance: of exact stages, relative to the largest magnitude of each output.
         min_sqnr: dB between the signal of each output and the noise that approximations may bring into it, on each sample.
+        metric: the user's own, as ``module:function``; see :class:`graphopt.metric.Metric`. Where a recipe names one and no
+            ``min_sqnr``, the metric alone counts.
+        max_drop: how much smaller than the original's its number may become.
+        insist: fail where the limits leave nothing of any approximation.
+        include: layers that approximations may touch: types of operators, globs on the names of nodes or weights; all where empty.
+        exclude: layers that they may not touch.
+        isa: what integer kernels run on: ``native``, a processor like this one; ``avx2``, any x86, whose 16-bit sums saturate: layers
+            at risk get weights of 7 bits.
         time_limit: seconds that one timed comparison may take.
         skip: passes or rules that must not run.
         shapes: sizes of symbolic dimensions for synthetic samples.
@@ -110,11 +118,30 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     verify: Verification = "full"
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 1e-4
     min_sqnr: Annotated[float, pydantic.Field(ge=0, le=200)] = 20.0
+    metric: str | None = None
+    max_drop: Annotated[float, pydantic.Field(ge=0)] | None = None
+    insist: bool = False
+    include: list[str] = []
+    exclude: list[str] = []
+    isa: Literal["native", "avx2"] = "native"
     time_limit: Annotated[float, pydantic.Field(gt=0)] = 20.0
     skip: list[str] = []
     shapes: dict[str, Annotated[int, pydantic.Field(ge=0)]] = {}
     session: SessionSettings = SessionSettings()
     resolved: Resolution | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _metric_alone(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("metric") is not None and "min_sqnr" not in data:
+            return {**data, "min_sqnr": 0.0}
+        return data
+
+    @pydantic.model_validator(mode="after")
+    def _metric_with_drop(self) -> Recipe:
+        if (self.metric is None) != (self.max_drop is None):
+            raise ValueError("metric and max_drop go together: what is measured, and how much smaller it may become")
+        return self
 
     @classmethod
     def parse(cls, text: str, source: str = "recipe") -> Recipe:
@@ -167,6 +194,8 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     def to_yaml(self) -> str:
         """Writes YAML, defaults left out."""
         data = self.model_dump(mode="json", exclude_defaults=True)
+        if self.metric is not None:  # what a recipe with a metric does not say of it is something else than the default
+            data["min_sqnr"] = self.min_sqnr
         return yaml.safe_dump({"version": self.version} | data, sort_keys=False, allow_unicode=True)
 
     def build(self, *, allow_imports: bool = False) -> list[AnyPass | ForeignPass]:
@@ -176,10 +205,14 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
             allow_imports: whether ``module:Class`` may be imported.
 
         Raises:
-            RecipeError: a pass or an option is unknown or not valid, or ``skip`` names nothing.
+            RecipeError: a pass or an option is unknown or not valid, ``skip`` names nothing, or there is no approximation to limit.
         """
         built = [_build(spec, self.target, allow_imports=allow_imports) for spec in self.passes]
         self._check_skip(built)
+        if not any(isinstance(each, GuidedPass) and each.role == "approximate" for each in built):
+            for name in ("metric", "insist", "include", "exclude"):
+                if getattr(self, name):
+                    raise RecipeError(f"{name}: no pass of this recipe approximates anything, so there is nothing to limit")
         return built
 
     def _check_skip(self, built: Sequence[AnyPass | ForeignPass]) -> None:
@@ -224,23 +257,37 @@ def _exact() -> Recipe:
 
 
 def _int4(block: int = 128, min_sqnr: float = 10.0) -> Recipe:
-    return _exact().changed(passes=[*_exact().passes, {"weights": {"block": block}}], min_sqnr=min_sqnr)
+    return _after_exact("embeddings", {"weights": {"block": block}}, "storage", min_sqnr=min_sqnr)
 
 
 def _int8(min_sqnr: float = 10.0) -> Recipe:
-    return _exact().changed(passes=[*_exact().passes, "dynamic"], min_sqnr=min_sqnr)
+    passes = ("retarget", "equalize", "smooth", "embeddings", "static", "dynamic", "recurrent", "storage", "bias")
+    return _after_exact(*passes, min_sqnr=min_sqnr)
 
 
-_MIN_SQNR = "dB that every output must keep on every sample; layers that lose more stay in float (default 10)"
+def _half(min_sqnr: float = 40.0) -> Recipe:
+    return _after_exact("half", "half-storage", min_sqnr=min_sqnr)
+
+
+def _after_exact(*passes: str | dict[str, Any], min_sqnr: float) -> Recipe:
+    return _exact().changed(passes=[*_exact().passes, *passes], min_sqnr=min_sqnr)
+
+
+_MIN_SQNR = "dB that every output must keep on every sample; layers that lose more stay in float"
 
 PRESETS: dict[str, Preset] = {
     "exact": Preset("the same outputs with fewer, faster nodes; needs no data", _exact, {}),
+    "half": Preset("16-bit floats: computed with on cuda, stored on cpu", _half, {"min_sqnr": f"{_MIN_SQNR} (default 40)"}),
     "int4": Preset(
-        "weights of linear layers in 4 bits, approximate; better with data",
+        "weights of linear layers in 4 bits, tables and the rest in 8, approximate; better with data",
         _int4,
-        {"block": "inputs that share a scale: 16, 32, 64, 128 or 256 (default 128)", "min_sqnr": _MIN_SQNR},
+        {"block": "inputs that share a scale: 16, 32, 64, 128 or 256 (default 128)", "min_sqnr": f"{_MIN_SQNR} (default 10)"},
     ),
-    "int8": Preset("linear layers in 8-bit integers, convolutions in float, approximate; better with data", _int8, {"min_sqnr": _MIN_SQNR}),
+    "int8": Preset(
+        "8-bit integers: convolutions and linear layers, recurrent ones, tables; approximate; wants --data for convolutions",
+        _int8,
+        {"min_sqnr": f"{_MIN_SQNR} (default 10)"},
+    ),
 }
 
 

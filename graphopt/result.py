@@ -40,6 +40,7 @@ class Figures:
         speed: the timed comparison; None where none was made.
         relative_error: the largest difference seen, relative to the largest magnitude of its output; None where nothing ran.
         sqnr_db: the smallest signal-to-noise ratio of an output; None where nothing was approximated.
+        metric: the user's own, its name and its number for the original and for the result; None where there is none.
         synthetic: figures come from made-up samples.
         sessions, inferences: what verification took.
         seconds: time per pass and per kind of check.
@@ -54,6 +55,7 @@ class Figures:
     speed: Speed | None = None
     relative_error: float | None = None
     sqnr_db: float | None = None
+    metric: tuple[str, float, float] | None = None
     synthetic: bool = False
     sessions: int = 0
     inferences: int = 0
@@ -210,7 +212,7 @@ def figures_of(intake: Intake, attempts: Sequence[Attempt], prover: Prover, path
         attempts: the stages.
         prover: holds what was measured of the file.
         path: the file.
-        verification: ``relative_error``, ``sqnr_db``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
+        verification: ``relative_error``, ``sqnr_db``, ``metric``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
     """
     return Figures(
         bytes_before=files.total_bytes(prover.original),

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.errors import LimitError
+from graphopt.isa import safe_from_saturation
+from graphopt.judge import Judge
 from graphopt.ledger import Drop, Key, Rewrite
+from graphopt.metric import Metric
+from graphopt.outcome import Outcome, first_failing, run_verified, widened
+from graphopt.pace import slow_layers
 from graphopt.progress import Progress
 from graphopt.proof import Fault, Prover
 from graphopt.recipe import Recipe
 from graphopt.result import write_model
-from graphopt.stage import Attempt, Outcome, Stage, first_failing, run_verified, widened
+from graphopt.selection import unselected
+from graphopt.stage import Attempt, Stage
 from graphopt.subject import Subject
-from graphopt.verification import Verdict, Verifier
+from graphopt.verification import Verifier
 
 _MOST_FAULTS = 8
 """After so many rewrites that broke the proof, no more of them are looked for one by one: all passes are dropped."""
+
+_MOST_PROFILES = 3
+"""So often layers that take longer than before are looked for, before rules and passes are."""
 
 
 @dataclass
@@ -31,6 +40,7 @@ class Run:
         recipe: what to do.
         stages: in order.
         verifier: of outputs; None where structure alone is verified, or nothing can be run.
+        metric: the user's own; None where there is none.
         subject: what verification runs.
         prover: of the written file.
         path: where the candidate is written.
@@ -42,12 +52,14 @@ class Run:
         settled: what the resolved recipe keeps out.
         given: rewrites that were denied from outside.
         denied: all rewrites that are denied.
+        is_prepared: the recipe's choice of layers is among them.
     """
 
     original: ir.Model
     recipe: Recipe
     stages: Sequence[Stage]
     verifier: Verifier | None
+    metric: Metric | None
     subject: Subject
     prover: Prover
     path: Path
@@ -59,6 +71,7 @@ class Run:
     settled: Sequence[Drop] = ()
     given: frozenset[Key] = frozenset()
     denied: frozenset[Key] = frozenset()
+    is_prepared: bool = False
 
     def __post_init__(self) -> None:
         """Denies what the recipe skips and what cannot be verified, and what an earlier run found out."""
@@ -82,13 +95,26 @@ class Run:
         return [outcome.attempt for outcome in self.outcomes]
 
     @property
+    def judge(self) -> Judge:
+        """What approximations are held to."""
+        return Judge(self.verifier, self.recipe.min_sqnr, self.metric)
+
+    @property
+    def nearest(self) -> str:
+        """Where the limits left nothing of any approximation, the nearest to them that was reached; else an empty string."""
+        ended = [outcome for stage, outcome in zip(self.stages, self.outcomes, strict=True) if stage.approximates]
+        if any(outcome.attempt.recorder.rewrites for outcome in ended):
+            return ""
+        return next((outcome.nearest for outcome in ended if outcome.nearest), "")
+
+    @property
     def min_sqnr(self) -> float | None:
         """What the model after the last stage must keep, in dB; None while it is exact."""
         return self._allowance(self.outcomes)
 
     def improve_until_proved(self) -> None:
         """Runs all stages, writes and proves; what breaks the proof is dropped, and all of it runs again."""
-        faults = 0
+        faults = profiles = 0
         while True:
             self._run_stages()
             rewrites = _rewrites(self.attempts)
@@ -100,6 +126,11 @@ class Run:
                 fault = self.prover.first_fault(self.path, rewrites)
             if fault is None:
                 return
+            if fault.broken == "speed" and profiles < _MOST_PROFILES and (slow := self._slow_layers()):
+                profiles += 1
+                self.declined.extend(slow)
+                self.denied |= {drop.key for drop in slow}
+                continue
             faults += 1
             with self.progress.step(f"find what broke the proof: {fault.reason}"):
                 culprits = [widened(culprit, self.drops) for culprit in self._culprits(fault)] if faults <= _MOST_FAULTS else self._whole()
@@ -109,17 +140,46 @@ class Run:
     def _run_stages(self) -> None:
         model = self.original
         outcomes: list[Outcome] = []
-        for stage in self.stages:
+        for number in range(len(self.stages)):
+            if self.stages[number].approximates:
+                self._prepare_approximations(model)
+            stage = self.stages[number]
             with self.progress.step(f"rewrite and verify: {stage.name}"):
-                allowance = self.recipe.min_sqnr if stage.approximates else self._allowance(outcomes)
                 original = outcomes[-1].attempt.original if outcomes else None
-                outcome = run_verified(stage, model, self.denied, partial(self._judge, allowance), original)
-            self.denied |= outcome.denied
-            self.drops.extend(outcome.drops)
-            self.declined.extend(outcome.declined)
-            outcomes.append(outcome)
-            model = outcome.attempt.model
+                if stage.approximates and (preparation := stage.of_role("prepare")).passes:
+                    self._take(run_verified(preparation, model, self.denied, self._judge(outcomes), original))
+                judge = self.judge if stage.approximates else self._judge(outcomes)
+                outcomes.append(self._take(run_verified(stage, model, self.denied, judge, original)))
+            model = outcomes[-1].attempt.model
         self.outcomes = outcomes
+        if self.recipe.insist and self.nearest:
+            raise LimitError(
+                f"{self.prover.original.name}: no approximation of this recipe keeps {self.judge.limit}; the nearest is {self.nearest}"
+            )
+
+    def _prepare_approximations(self, model: ir.Model) -> None:
+        """Before the first of them, once: denies what the recipe does not let them touch, and what its instruction set cannot compute.
+
+        Args:
+            model: what the first of them is given.
+        """
+        if self.is_prepared:
+            return
+        self.is_prepared = True
+        passes = frozenset[str]().union(*(stage.approximating for stage in self.stages))
+        self.given |= unselected(model, self.recipe.include, self.recipe.exclude, passes)
+        if self.recipe.isa == "avx2":
+            self.stages, unsafe = safe_from_saturation(self.stages, model)
+            self.declined.extend(unsafe)
+            self.given |= {drop.key for drop in unsafe}
+        self.denied |= self.given
+
+    def _take(self, outcome: Outcome) -> Outcome:
+        """Denies from now on what had to be left out."""
+        self.denied |= outcome.denied
+        self.drops.extend(outcome.drops)
+        self.declined.extend(outcome.declined)
+        return outcome
 
     def _allowance(self, outcomes: Sequence[Outcome]) -> float | None:
         """What is allowed to a candidate that comes after some stages: the recipe's dB once one of them has approximated."""
@@ -127,8 +187,10 @@ class Run:
         approximated = any(stage.approximates and outcome.attempt.recorder.rewrites for stage, outcome in pairs)
         return self.recipe.min_sqnr if approximated else None
 
-    def _judge(self, min_sqnr: float | None, candidate: ir.Model) -> Verdict:
-        return self.verifier.check(candidate, min_sqnr) if self.verifier else Verdict()
+    def _judge(self, outcomes: Sequence[Outcome]) -> Judge:
+        """Holds an exact change to the outputs of the original, or to those of the approximations before it."""
+        allowance = self._allowance(outcomes)
+        return Judge(self.verifier, allowance, None if allowance is None else self.metric)
 
     def _whole(self) -> list[Key]:
         return [Key(each.name) for stage in self.stages for each in stage.passes]
@@ -144,6 +206,15 @@ class Run:
             return self._whole()
         number = first_failing(len(allowed), lambda n: self._still(fault, self.denied, n))
         return [allowed[number - 1]]
+
+    def _slow_layers(self) -> list[Drop]:
+        """The approximations that take longer than what they replace; each is found once, so that this comes to an end."""
+        pairs = [(stage, outcome.attempt) for stage, outcome in zip(self.stages, self.outcomes, strict=True)]
+        made = [one for stage, attempt in pairs for one in attempt.recorder.rewrites if one.key.pass_name in stage.approximating]
+        first = next((number for number, (stage, _) in enumerate(pairs) if stage.approximates), 0)
+        before = pairs[first - 1][1].model if first else self.original
+        with self.progress.step("find layers that take longer than before"):
+            return slow_layers(made, before, self.model, self.prover.feeds, self.prover.options) if made else []
 
     def _still(self, fault: Fault, denied: frozenset[Key], limit: int | None) -> bool:
         """Whether a fault remains when only some rewrites are allowed."""

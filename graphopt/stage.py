@@ -1,4 +1,4 @@
-"""A stage: passes that are run, verified and kept or dropped together; and the bisection that finds a culprit."""
+"""A stage: passes that run together on a clone of the model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ import onnx_ir as ir
 from graphopt.errors import GraphoptError, PassError
 from graphopt.graph.signature import Signature, signature_of
 from graphopt.graph.structure import signature_changes, verify_structure
-from graphopt.ledger import Drop, Key, Recorder, recording
+from graphopt.ledger import Key, Recorder, recording
 from graphopt.passes.base import AnyPass, Context, GuidedPass, Role
 from graphopt.passes.foreign import ForeignPass
 from graphopt.passes.rules import RuleError
 from graphopt.runtime.session import shorten
-from graphopt.verification import Verdict
 
 logger = logging.getLogger(__name__)
 
 _MOST_ROUNDS = 12
-_MOST_CULPRITS = 8
-_PLACES_BEFORE_RULE = 2
 
 
 @dataclass
@@ -47,6 +44,18 @@ class Attempt:
     seconds: dict[str, float] = field(default_factory=dict)
     original: ir.Model | None = None
 
+    @classmethod
+    def without_change(cls, snapshot: ir.Model, original: ir.Model | None = None, told: Recorder | None = None) -> Attempt:
+        """An attempt that changed nothing.
+
+        Args:
+            snapshot: the model before; stays as it is.
+            original: see above.
+            told: what an attempt that was not kept told of places that it did not rewrite.
+        """
+        recorder = Recorder(misses=dict(told.misses), notes=list(told.notes)) if told else Recorder()
+        return cls(snapshot.clone(), recorder, original=original)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -68,9 +77,25 @@ class Stage:
     @property
     def approximates(self) -> bool:
         """Whether a pass changes the function."""
-        return any(role_of(each) == "approximate" for each in self.passes)
+        return bool(self.approximating)
 
-    def attempt(self, snapshot: ir.Model, denied: frozenset[Key], limit: int | None = None, original: ir.Model | None = None) -> Attempt:
+    @property
+    def approximating(self) -> frozenset[str]:
+        """The names of the passes that change the function."""
+        return frozenset(each.name for each in self.passes if role_of(each) == "approximate")
+
+    def of_role(self, *roles: Role) -> Stage:
+        """The stage with the passes of some roles alone."""
+        return replace(self, passes=tuple(each for each in self.passes if role_of(each) in roles))
+
+    def attempt(
+        self,
+        snapshot: ir.Model,
+        denied: frozenset[Key],
+        limit: int | None = None,
+        original: ir.Model | None = None,
+        only: Mapping[str, frozenset[Key]] | None = None,
+    ) -> Attempt:
         """Runs the passes on a clone, checking the structure after each; never raises for what a pass does wrong.
 
         Args:
@@ -78,8 +103,9 @@ class Stage:
             denied: rewrites that must not happen.
             limit: how many rewrites may happen; None for all.
             original: what earlier stages approximated; None where none did.
+            only: by pass, the rewrites that alone may happen; None for all.
         """
-        attempt = Attempt(snapshot.clone(), Recorder(denied, limit), original=original)
+        attempt = Attempt(snapshot.clone(), Recorder(denied, limit, only or {}), original=original)
         attempt.model.meta.clear()
         signature = signature_of(attempt.model)
         with recording(attempt.recorder):
@@ -91,9 +117,10 @@ class Stage:
         return attempt
 
     def _to_fixed_point(self, attempt: Attempt) -> Iterator[AnyPass | ForeignPass]:
-        """Runs pass after pass until none has anything left to do; yields each that changed the model."""
+        """Runs exact passes until none has anything left to do, guided ones once; yields each pass that changed the model."""
         waiting = {number: each for number, each in enumerate(self.passes) if not attempt.recorder.denies(Key(each.name))}
         idle: set[int] = set()
+        once = {number for number, each in waiting.items() if isinstance(each, GuidedPass)}
         for _ in range(_MOST_ROUNDS):
             for number, each in waiting.items():
                 if number in idle:
@@ -103,7 +130,7 @@ class Stage:
                 if attempt.failure:
                     return
                 if modified:
-                    idle = set()
+                    idle &= once
                     yield each
                 if not modified or isinstance(each, (GuidedPass, ForeignPass)):
                     idle.add(number)
@@ -153,112 +180,6 @@ def _structural_problem(model: ir.Model, signature: Signature) -> str:
         return str(error)
     except Exception as error:  # what a pass leaves behind need not even be a graph
         return f"no sound graph is left ({type(error).__name__}: {shorten(str(error))})"
-
-
-Judge = Callable[[ir.Model], Verdict]
-
-
-@dataclass
-class Outcome:
-    """What became of a stage.
-
-    Attributes:
-        attempt: the run that is kept.
-        drops: what had to be left out, and why.
-        denied: all rewrites that were denied, those from outside included.
-        verdict: of the attempt that is kept.
-        declined: what measurements on this machine spoke against; denied too.
-    """
-
-    attempt: Attempt
-    drops: list[Drop]
-    denied: frozenset[Key]
-    verdict: Verdict = field(default_factory=Verdict)
-    declined: list[Drop] = field(default_factory=list)
-
-
-def run_verified(stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, original: ir.Model | None = None) -> Outcome:
-    """Runs a stage, and while the result is wrong finds the rewrite that makes it so, drops it and keeps the rest.
-
-    Args:
-        stage: what to run.
-        snapshot: the model before; stays as it is.
-        denied: rewrites that must not happen.
-        judge: verifies a candidate's outputs.
-        original: what earlier stages approximated; None where none did.
-    """
-    drops: list[Drop] = []
-    declined: list[Drop] = []
-    while True:
-        attempt = stage.attempt(snapshot, denied, original=original)
-        declined.extend(attempt.recorder.declined)
-        denied |= {drop.key for drop in attempt.recorder.declined}
-        verdict = _judged(attempt, judge)
-        if verdict.ok:
-            if not attempt.recorder.rewrites:  # what was done without a rewrite was not verified either
-                attempt.model = snapshot.clone()
-            return Outcome(attempt, drops, denied, verdict, declined)
-        culprits = _culprits(stage, snapshot, denied, judge, attempt, len(drops), original)
-        culprits = [widened(culprit, drops) for culprit in culprits]
-        logger.info("dropped %s: %s", ", ".join(map(str, culprits)), verdict.reason)
-        if denied.issuperset(culprits):  # not even the stage without any rewrite is right: it is not the rewrites' fault
-            culprits = _whole(stage)
-        if denied.issuperset(culprits):
-            return Outcome(stage_left_out(snapshot, original), drops, denied, declined=declined)
-        drops.extend(Drop(culprit, verdict.reason) for culprit in culprits)
-        denied |= set(culprits)
-
-
-def stage_left_out(snapshot: ir.Model, original: ir.Model | None = None) -> Attempt:
-    """An attempt that changed nothing."""
-    return Attempt(snapshot.clone(), Recorder(), original=original)
-
-
-def first_failing(count: int, fails: Callable[[int], bool]) -> int:
-    """The smallest n in 1..count for which ``fails(n)``, by bisection, where ``fails(count)`` holds and ``fails(0)`` does not."""
-    low, high = 0, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fails(middle) else (middle, high)
-    return high
-
-
-def _culprits(
-    stage: Stage, snapshot: ir.Model, denied: frozenset[Key], judge: Judge, attempt: Attempt, found: int, original: ir.Model | None
-) -> list[Key]:
-    """What to drop next: one rewrite; after many, of an approximation the one at which too much is lost and all after it."""
-    is_last = found >= _MOST_CULPRITS
-    if is_last and not stage.approximates:
-        return _whole(stage)
-    if attempt.culprit is not None:
-        return [attempt.culprit]
-    allowed = attempt.recorder.allowed
-    if not allowed:
-        return [Key(stage.passes[0].name)]
-    number = first_failing(len(allowed), lambda n: not _judged(stage.attempt(snapshot, denied, n, original), judge).ok)
-    return allowed[number - 1 :] if is_last else [allowed[number - 1]]
-
-
-def widened(culprit: Key, drops: Sequence[Drop]) -> Key:
-    """The whole rule, where it has been the culprit at two other places before.
-
-    Args:
-        culprit: a rewrite.
-        drops: what was dropped before it.
-    """
-    whole = Key(culprit.pass_name, culprit.rule)
-    before = sum(1 for drop in drops if Key(drop.key.pass_name, drop.key.rule) == whole)
-    return whole if culprit.rule and before >= _PLACES_BEFORE_RULE else culprit
-
-
-def _judged(attempt: Attempt, judge: Judge) -> Verdict:
-    if attempt.failure:
-        return Verdict(attempt.failure)
-    return judge(attempt.model) if attempt.recorder.rewrites else Verdict()
-
-
-def _whole(stage: Stage) -> list[Key]:
-    return [Key(each.name) for each in stage.passes]
 
 
 _ORDER: Sequence[Role] = ("prepare", "approximate", "recover")

@@ -16,6 +16,9 @@ from graphopt.runtime import fidelity
 from graphopt.runtime.session import Optimizations, SessionOptions, open_session, shorten
 
 Feed = Mapping[str, "np.ndarray[Any, Any]"]
+Noise = Mapping[tuple[int, str], float]
+"""By feed and output: the power of the error relative to that of the output; of an exact output the square of the share that differs."""
+
 _LEVELS: tuple[Optimizations, ...] = ("all", "none")
 _FEEDS = 3
 _CALM = 1e-3
@@ -36,11 +39,13 @@ class Verdict:
         reason: the first difference that is too large, or why the candidate does not run; empty where all is well.
         relative: the largest error seen, relative to the largest magnitude of its output.
         sqnr_db: the smallest signal-to-noise ratio seen.
+        lossy: the candidate runs as it should, and is further from the original than an approximation may be.
     """
 
     reason: str = ""
     relative: float = 0.0
     sqnr_db: float = fidelity.IDENTICAL_DB
+    lossy: bool = False
 
     @property
     def ok(self) -> bool:
@@ -121,7 +126,8 @@ class Verifier:
                     least = least if measured.exact else min(least, measured.sqnr_db)
                     if not self._accepts(measured, reference) and not _keeps(measured, min_sqnr):
                         switched = "on" if level == "all" else "off"
-                        return Verdict(f"outputs differ with the runtime's optimizations {switched}: {measured}", worst, least)
+                        lossy = min_sqnr is not None and not measured.problem
+                        return Verdict(f"outputs differ with the runtime's optimizations {switched}: {measured}", worst, least, lossy)
         except SessionError as error:
             return Verdict(str(error), worst, least)
         except (ir.serde.SerdeError, TypeError, ValueError, AttributeError) as error:
@@ -131,6 +137,22 @@ class Verifier:
         finally:
             self.effort.seconds += time.perf_counter() - start
         return Verdict(relative=worst, sqnr_db=least)
+
+    def noise(self, candidate: ir.Model) -> Noise | None:
+        """How far a candidate is from the original, with the runtime's optimizations on; None where it does not load or run."""
+        start = time.perf_counter()
+        found: dict[tuple[int, str], float] = {}
+        numbers = {id(reference): number for number, reference in enumerate(self.references)}
+        try:
+            for measured, reference in self._measured(self.cut(candidate), "all"):
+                found[numbers[id(reference)], measured.name] = _relative_power(measured)
+        except (SessionError, ir.serde.SerdeError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            return None
+        finally:
+            self.effort.seconds += time.perf_counter() - start
+        return found
 
     def _measured(self, subject: ir.Model | Path, level: Optimizations) -> Iterator[tuple[fidelity.Fidelity, Reference]]:
         self.effort.sessions += 1
@@ -202,6 +224,14 @@ def _keeps(measured: fidelity.Fidelity, min_sqnr: float | None) -> bool:
     if min_sqnr is None or measured.problem:
         return False
     return measured.mismatches <= 10 ** (-min_sqnr / 20) if measured.exact else measured.sqnr_db >= min_sqnr
+
+
+def _relative_power(measured: fidelity.Fidelity) -> float:
+    if measured.problem or not np.isfinite(measured.noise):
+        return float(np.inf)
+    if measured.exact:
+        return measured.mismatches**2
+    return 0.0 if measured.noise == 0.0 else measured.noise / measured.signal if measured.signal else float(np.inf)
 
 
 def _noise(outputs: Mapping[Optimizations, Mapping[str, Any]], moved: Mapping[str, Any], unstable: frozenset[str]) -> dict[str, float]:

@@ -64,13 +64,6 @@ def _half(number: float) -> ir.Model:
     return model
 
 
-def test_reciprocal() -> None:
-    """1 / x becomes Reciprocal where no multiplication follows."""
-    text = f"{X} <float one = {{1}}> {{ {POSITIVE} d = Div(one, a0) y = Neg(d) }}"
-    assert_rewritten(text, [CPU], "Exp Reciprocal Neg")
-    assert "Mul follows" in misses(text.replace("Neg(d)", "Mul(d, x)"), CPU)["use-reciprocal"]
-
-
 EQUATIONS = {
     "scores": ("bhid,bhjd->bhij", "2,3,4,5", "2,3,6,5", "Transpose MatMul"),
     "values": ("bhij,bhjd->bhid", "2,3,4,6", "2,3,6,5", "MatMul"),

@@ -29,7 +29,7 @@ LEVELS: tuple[Optimizations, ...] = ("none", "all")
 LARGEST = 100e6
 """Bytes of the files of a case that is still run."""
 
-UNREPEATABLE = ("bernoulli", "random", "dropout", "training")
+UNREPEATABLE = ("bernoulli", "random", "training")
 """Parts of the names of cases whose outputs differ from run to run."""
 
 Values = Sequence[Any]

@@ -14,7 +14,10 @@ FLOORS = (
     ("runtime",),
     ("targets",),
     ("passes",),
-    ("recipe", "verification", "stage", "proof", "subject", "intake", "result", "run", "driver", "checking", "calibration", "exporter"),
+    tuple(
+        "recipe metric verification selection judge stage sensitivity budget outcome pace proof subject intake result".split()
+        + "run driver checking calibration causes diagnosis isa exporter".split()
+    ),
     ("report",),
     ("cli", "__main__"),
 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.passes.activations import Activations
 from graphopt.passes.affine import Affine
+from graphopt.passes.algebra import Algebra
+from graphopt.passes.attention import Attention
 from graphopt.passes.simplify import Simplify
 from graphopt.runtime.session import open_session
 from tests.helpers import assert_same_outputs, operators, parse, rewrite
@@ -68,3 +71,68 @@ def test_gelu_of_a_scalar_stays_where_its_kernel_takes_none() -> None:
     after = rewrite(text, Activations(), opset=17)
     assert "FastGelu" not in operators(after)
     assert_same_outputs(parse(text, 17), after)
+
+
+def test_rows_in_half_precision_are_guarded_where_infinity_is_known() -> None:
+    """Below opset 20, IsInf takes no float16; neither does the standard, so that portable models want none either."""
+    layers = " ".join(
+        f"s{i} = MatMul(x{i}, kt) t{i} = Add(s{i}, m) p{i} = Softmax<axis = -1>(t{i}) n{i} = IsNaN(p{i}) "
+        f"w{i} = Where(n{i}, zero, p{i}) x{i + 1} = MatMul(w{i}, k)"
+        for i in range(4)
+    )
+    text = f"""(float16[B,2,S,4] x0, float16[B,2,S,4] k, bool[B,1,S,S] c, float16 zero, float16 hidden) => (float16[B,2,S,4] x4) {{
+        kt = Transpose<perm = [0, 1, 3, 2]>(k) m = Where(c, zero, hidden) {layers} }}"""
+    for opset, fires in ((18, False), (20, True)):
+        for target in (Attention(), Attention(target="portable")):
+            model = parse(text, opset)
+            for number in (-np.inf, 0.0):
+                value = model.graph.inputs.pop()
+                value.const_value = ir.tensor(np.array(number, np.float16), name=value.name)
+                model.graph.register_initializer(value)
+            before = model.clone()
+            target(model)
+            assert ("IsInf" in operators(model)) == fires
+            assert_same_outputs(before, model, tolerance=1e-2)
+
+
+def test_a_contraction_over_lengths_that_may_differ_stays() -> None:
+    """Einsum repeats an operand whose summed index turns out to have length 1; MatMul refuses it."""
+    text = '(float[n,k] x, float[7,3] z) => (float[a,b] y) { y = Einsum<equation = "ij,jd->id">(x, z) }'
+    after = rewrite(text, Algebra())
+    assert operators(after) == ["Einsum"]
+    assert operators(rewrite(text.replace("[n,k]", "[n,7]"), Algebra())) == ["MatMul"]
+
+
+MASKED = """({shape} m, float[B,2,3,4] q, float[B,2,T,4] k, float[B,2,T,4] v) => (float[B,2,3,4] y)
+    <float zero = {{0.0}}, float low = {{{low}}}> {{
+    kt = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, kt) n = Where(m, zero, low) t = Add(s, n)
+    p = Softmax<axis = -1>(t) y = MatMul(p, v) }}"""
+
+
+def test_masks_that_broadcast_along_queries_stay_outside_of_the_operator() -> None:
+    """The standard allows it, the runtime's kernel does not."""
+    text = MASKED.format(shape="bool[B,1,1,T]", low="-1.0e9")
+    after = rewrite(text, Attention(target="portable"), opset=23)
+    assert "Attention" not in operators(after)
+    assert_same_outputs(parse(text, 23), after)
+    assert "Attention" in operators(rewrite(text.replace("1,1,T", "1,3,T"), Attention(target="portable"), opset=23))
+
+
+def test_rows_that_are_hidden_whole_stay_outside_of_the_operator() -> None:
+    """Their probabilities are NaN, of which the operator's kernel makes other numbers."""
+    text = MASKED.format(shape="bool[B,1,3,T]", low="-inf")
+    after = rewrite(text, Attention(target="portable"), opset=23)
+    assert "Attention" not in operators(after)
+    feeds = {name: np.ones((1, 2, 3, 4), np.float32) for name in ("q", "k", "v")} | {"m": np.zeros((1, 1, 3, 3), bool)}
+    assert_same_outputs(parse(text, 23), after, feeds)
+
+
+def test_a_rounding_before_a_hard_sigmoid_stays() -> None:
+    """clip(round(x), 0, 6) / 6 is no HardSigmoid where the rounding is written x + k - k."""
+    text = (
+        "(float[n] x) => (float[n] y) <float k = {12582912}, float z = {0}, float six = {6}> "
+        "{ a = Add(x, k) b = Sub(a, k) c = Clip(b, z, six) y = Div(c, six) }"
+    )
+    after = rewrite(text, Activations())
+    assert operators(after)[:2] == ["Add", "Sub"]
+    assert_same_outputs(parse(text), after, {"x": np.array([0.4, 0.6, 2.7], np.float32)})

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from graphopt.solve.choice import best_of
 from graphopt.solve.column import in_order, out_of_order, project_columns
-from graphopt.solve.gptq import gptq, gptq_by_activity
+from graphopt.solve.gptq import gptq
 from graphopt.solve.grid import Grid, Quantized, Scheme, fit_errors, fit_extremes, round_to_nearest
 from graphopt.solve.metric import Metric
 from graphopt.solve.polish import polish
 
 Array = np.ndarray[Any, Any]
-Solver = Callable[[Array, Metric, Scheme], Quantized]
 
-SOLVERS = [gptq, gptq_by_activity]
 SCHEMES = [
     Scheme(4),
     Scheme(4, True, 16),
@@ -92,27 +88,25 @@ def test_orders_undo_each_other() -> None:
     np.testing.assert_array_equal(in_order(weight, order)[2, :, 0], weight[2, :, order[2, 0]])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_diagonal_metric_is_rounding_to_nearest(solver: Solver, scheme: Scheme) -> None:
+def test_diagonal_metric_is_rounding_to_nearest(scheme: Scheme) -> None:
     """Without correlations there is nothing to feed back: the best rounding on the weighted grid is all there is."""
     weight, _, _ = layer(groups=2)
     diagonal = np.random.default_rng(1).random((2, 40)) + 0.1
     metric = Metric(diagonal[:, :, None] * np.eye(40))
     expected = round_to_nearest(weight, fit_errors(weight, scheme, metric.diagonal(2, 40)))
-    np.testing.assert_allclose(solver(weight, metric, scheme).weight, expected.weight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gptq(weight, metric, scheme).weight, expected.weight, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_never_worse_than_rounding_in_the_metric(solver: Solver, scheme: Scheme) -> None:
+def test_never_worse_than_rounding_in_the_metric(scheme: Scheme) -> None:
     """No row's error is above that of rounding to nearest, whatever samples there were."""
     for positions, dead in ((200, 0), (3, 5), (0, 0)):
         weight, x, _ = layer(groups=2, positions=positions)
         x[:, :dead] = 0.0
         metric = Metric(gram_of(x).astype(np.float32))
         weight = weight.astype(np.float32)
-        found = metric.error(weight, solver(weight, metric, scheme).weight)
+        found = metric.error(weight, gptq(weight, metric, scheme).weight)
         for grid in (fit_extremes(weight, scheme), fit_errors(weight, scheme, metric.diagonal(2, 40))):
             rounded = metric.error(weight, round_to_nearest(weight, grid).weight)
             assert found.sum() <= rounded.sum() * (1 + 1e-5)
@@ -120,68 +114,53 @@ def test_never_worse_than_rounding_in_the_metric(solver: Solver, scheme: Scheme)
                 assert (found <= rounded * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("positions", [20, 400])
-def test_held_out_error_is_below_roundings(solver: Solver, scheme: Scheme, positions: int) -> None:
+def test_held_out_error_is_below_roundings(scheme: Scheme, positions: int) -> None:
     """On inputs that it has not seen GPTQ is far better than rounding, and not worse with fewer samples than channels."""
     weight, x, unseen = layer(out=32, width=64, positions=positions)
     metric, held_out = Metric(gram_of(x)), Metric(gram_of(unseen), damping=0.0)
     rounded = round_to_nearest(weight, fit_errors(weight, scheme, metric.diagonal(1, 64)))
-    found = solver(weight, metric, scheme)
+    found = gptq(weight, metric, scheme)
     share = held_out.error(weight, found.weight).sum() / held_out.error(weight, rounded.weight).sum()
     assert share < (0.6 if positions == 400 else 1.0)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("scheme", SCHEMES[:4])
-def test_groups_are_independent(solver: Solver, scheme: Scheme) -> None:
+def test_groups_are_independent(scheme: Scheme) -> None:
     """All groups at once are the same as one after another."""
     weight, x, _ = layer(groups=4, width=20)
-    together = solver(weight, Metric(gram_of(x)), scheme)
+    together = gptq(weight, Metric(gram_of(x)), scheme)
     for group in range(4):
-        alone = solver(weight[group : group + 1], Metric(gram_of(x[group : group + 1])), scheme)
+        alone = gptq(weight[group : group + 1], Metric(gram_of(x[group : group + 1])), scheme)
         np.testing.assert_array_equal(together.codes[group], alone.codes[0])
         np.testing.assert_allclose(together.grid.scale[group], alone.grid.scale[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_scales_of_weights_and_inputs(solver: Solver, scheme: Scheme) -> None:
+def test_scales_of_weights_and_inputs(scheme: Scheme) -> None:
     """Twice the weight has the same codes and twice the scales; inputs four times as large change nothing."""
     weight, x, _ = layer()
-    plain = solver(weight, Metric(gram_of(x)), scheme)
-    scaled = solver(2 * weight, Metric(gram_of(4 * x)), scheme)
+    plain = gptq(weight, Metric(gram_of(x)), scheme)
+    scaled = gptq(2 * weight, Metric(gram_of(4 * x)), scheme)
     np.testing.assert_array_equal(plain.codes, scaled.codes)
     np.testing.assert_array_equal(2 * plain.grid.scale, scaled.grid.scale)
-
-
-@pytest.mark.parametrize("scheme", [Scheme(4), Scheme(3, False)])
-def test_activity_order_ignores_how_columns_are_numbered(scheme: Scheme) -> None:
-    """With a scale per channel, permuted inputs permute the result."""
-    weight, x, _ = layer()
-    shuffle = np.random.default_rng(3).permutation(40)
-    plain = gptq_by_activity(weight, Metric(gram_of(x)), scheme)
-    shuffled = gptq_by_activity(weight[:, :, shuffle], Metric(gram_of(x[:, shuffle])), scheme)
-    np.testing.assert_array_equal(plain.codes[:, :, shuffle], shuffled.codes)
 
 
 def test_no_samples_is_rounding() -> None:
     """Without a Gram matrix the metric is the identity and the result rounding to nearest."""
     weight, _, _ = layer()
-    for solver in SOLVERS:
-        expected = round_to_nearest(weight, fit_errors(weight, Scheme(4), np.ones((1, 40))))
-        np.testing.assert_array_equal(solver(weight, Metric(None), Scheme(4)).codes, expected.codes)
+    expected = round_to_nearest(weight, fit_errors(weight, Scheme(4), np.ones((1, 40))))
+    np.testing.assert_array_equal(gptq(weight, Metric(None), Scheme(4)).codes, expected.codes)
 
 
 def test_dead_channels_are_rounded() -> None:
     """Weights of channels that never carry anything stay near what they are, in case they do one day."""
     weight, x, _ = layer()
     x[:, [0, 7, 39]] = 0.0
-    for solver in SOLVERS:
-        found = solver(weight, Metric(gram_of(x)), Scheme(8))
-        step = found.grid.scale
-        assert (np.abs(found.weight - weight)[:, :, [0, 7, 39]] <= 0.5001 * step).all()
+    found = gptq(weight, Metric(gram_of(x)), Scheme(8))
+    step = found.grid.scale
+    assert (np.abs(found.weight - weight)[:, :, [0, 7, 39]] <= 0.5001 * step).all()
 
 
 def test_extreme_magnitudes() -> None:
@@ -189,12 +168,9 @@ def test_extreme_magnitudes() -> None:
     weight, x, _ = layer()
     for of_weight, of_inputs in ((1e4, 1e-7), (1e-6, 1e4)):
         gram = gram_of(x * of_inputs).astype(np.float32)
-        for solver in SOLVERS:
-            found = solver((weight * of_weight).astype(np.float16), Metric(gram), Scheme(4, True, 16))
-            assert np.isfinite(found.weight).all()
-            assert (
-                Metric(gram).error(weight * of_weight, found.weight).sum() < 0.05 * Metric(gram).error(weight * of_weight, 0 * weight).sum()
-            )
+        found = gptq((weight * of_weight).astype(np.float16), Metric(gram), Scheme(4, True, 16))
+        assert np.isfinite(found.weight).all()
+        assert Metric(gram).error(weight * of_weight, found.weight).sum() < 0.05 * Metric(gram).error(weight * of_weight, 0 * weight).sum()
 
 
 def damped(metric: Metric) -> Array:
@@ -204,8 +180,8 @@ def damped(metric: Metric) -> Array:
 
 
 def polished(weight: Array, metric: Metric, scheme: Scheme) -> Quantized:
-    """The best of both orders, polished."""
-    return best_of(weight, metric, [polish(weight, metric, solver(weight, metric, scheme), rounds=3) for solver in SOLVERS])
+    """GPTQ's result, polished."""
+    return polish(weight, metric, gptq(weight, metric, scheme), rounds=3)
 
 
 def exhaustive(weight: Array, gram: Array, grid: Grid) -> Array:

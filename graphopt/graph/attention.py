@@ -171,7 +171,7 @@ def _note(node: ir.Node, index: int, view: View, scores: _Scores) -> bool:
 def _product_below(value: ir.Value, scores: _Scores) -> ir.Node | None:
     """The product with the values that probabilities go into, past what dropped rows, types and shapes need."""
     for _ in range(_DEEPEST):
-        users = list(dict.fromkeys(use.node for use in value.uses()))
+        users = [user for user in dict.fromkeys(use.node for use in value.uses()) if user.op_type != "Shape"]
         guards = [user for user in users if user.op_type == "IsNaN"]
         ways = [user for user in users if user.op_type in (*_VIEWS, "Where", "Mul", "Dropout") or operator_of(user) in PRODUCTS]
         if len(ways) != 1 or len(guards) + 1 < len(users):

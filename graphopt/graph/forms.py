@@ -107,22 +107,10 @@ def pad_value(node: ir.Node, view: View) -> float | None:
 
 
 def clip_bounds(node: ir.Node, view: View) -> tuple[float, float] | None:
-    """The bounds of a Clip (or Relu), infinite where absent; None where they are not constant."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
+    """The bounds of a Clip, infinite where absent; None where they are not constant."""
     if view.opset < 11:
         return float(attribute(node, "min", -np.inf)), float(attribute(node, "max", np.inf))
     low, high = (bound if bound is None else view.scalar(bound) for bound in (input_of(node, 1), input_of(node, 2)))
     low = -np.inf if input_of(node, 1) is None else low
     high = np.inf if input_of(node, 2) is None else high
     return None if low is None or high is None else (low, high)
-
-
-def clip(op: Builder, view: View, value: ir.Value, bounds: tuple[float, float]) -> ir.Value:
-    """A Clip of a float value; infinite bounds are left out."""
-    low, high = (bound if np.isfinite(bound) else None for bound in bounds)
-    if view.opset < 11:
-        return op.op("Clip", value, min=low, max=high)
-    dtype = (view.dtype(value) or ir.DataType.FLOAT).numpy()
-    inputs = [None if bound is None else op.constant(np.array(bound, dtype=dtype)) for bound in (low, high)]
-    return op.op("Clip", value, *(inputs if inputs[1] is not None else inputs[:1]))

@@ -10,7 +10,7 @@ import enum
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class Layer:
 
     def weight(self) -> Array:
         """Reads the weight as ``W [groups, out, in]``. The array may be a view of a mapped file: never write to it."""
-        return self._to_matrix(_tensor(self.value).numpy())
+        return self.as_matrix(_tensor(self.value).numpy())
 
     def restore(self, array: Array) -> Array:
         """Brings ``W [groups, out, in]`` back into the layout of the operator; the inverse of :meth:`weight`.
@@ -156,7 +156,13 @@ class Layer:
         self.node.replace_input_with(self.index, new)
         remove_dead([old])
 
-    def _to_matrix(self, stored: Array) -> Array:
+    def on(self, node: ir.Node) -> Layer:
+        """The same layer at a node of a clone."""
+        assert isinstance(node.graph, ir.Graph), "a layer stands in a graph"
+        return replace(self, graph=node.graph, node=node)
+
+    def as_matrix(self, stored: Array) -> Array:
+        """Brings an array of the stored weight's shape into the order of ``W [groups, out, in]``."""
         groups = self.groups
         if self.layout is Layout.CONV:
             return stored.reshape(groups, stored.shape[0] // groups, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +74,20 @@ def _constant_bounds(value: ir.Value, view: View) -> tuple[float, float] | None:
     return (low, high) if low <= high else None
 
 
-def why_row_may_vanish(mask: ir.Value, view: View) -> str:
-    """Why an added mask [..., queries, keys] may set a whole row to minus infinity; empty where it surely does not.
+def why_row_may_vanish(masks: Sequence[ir.Value], view: View) -> str:
+    """Why added masks [..., queries, keys] may set a whole row to minus infinity; empty where they surely do not.
 
     Scores themselves are taken to be finite and far smaller than the largest number of their type.
     """
+    if len(masks) == 1:
+        return _why_row_may_vanish(masks[0], view)
+    intervals = [bounds(mask, view) for mask in masks]
+    lowest = sum(-np.inf if interval is None else interval[0] for interval in intervals)
+    finite = all(leaves_finite(lowest, view.dtype(mask)) for mask in masks)
+    return "" if finite else "several masks together may hide whole rows"
+
+
+def _why_row_may_vanish(mask: ir.Value, view: View) -> str:
     interval = bounds(mask, view)
     if interval is not None and leaves_finite(interval[0], view.dtype(mask)):
         return ""
@@ -85,7 +95,7 @@ def why_row_may_vanish(mask: ir.Value, view: View) -> str:
         return "" if interval is not None and _each_row_has(mask, view, np.isfinite) else "the constant mask hides a whole row"
     node = view.producer(mask, "Where", "Expand")
     if node is not None and node.op_type == "Expand":
-        return "it is spread out" if node.inputs[0] is None else why_row_may_vanish(node.inputs[0], view)
+        return "it is spread out" if node.inputs[0] is None else _why_row_may_vanish(node.inputs[0], view)
     if node is None:
         return "the mask is computed in a way that is not understood"
     shown, hidden = bounds(node.inputs[1], view), bounds(node.inputs[2], view)

@@ -32,7 +32,7 @@ def tensor_of(array: np.ndarray[Any, Any], name: str) -> ir.TensorProtocol:
     """A tensor that holds an array: in memory, or in a file of its own where it is large and a folder was given.
 
     Args:
-        array: any dtype that ONNX has and NumPy stores a byte or more an element.
+        array: any dtype that ONNX has; elements of less than a byte are packed.
         name: of the tensor.
     """
     whole = np.ascontiguousarray(array) if array.ndim else array
@@ -40,6 +40,12 @@ def tensor_of(array: np.ndarray[Any, Any], name: str) -> ir.TensorProtocol:
     if folder is None or whole.nbytes < _SMALLEST:
         return ir.tensor(whole, name=name)
     path = folder / f"{secrets.token_hex(8)}.weight"
-    whole.tofile(path)
     dtype = ir.DataType.from_numpy(whole.dtype)
-    return ir.ExternalTensor(path.name, 0, whole.nbytes, dtype, shape=ir.Shape(whole.shape), name=name, base_dir=folder)
+    if dtype.bitwidth < 8:
+        packed = ir.tensor(whole).tobytes()
+        path.write_bytes(packed)
+        length = len(packed)
+    else:
+        whole.tofile(path)
+        length = whole.nbytes
+    return ir.ExternalTensor(path.name, 0, length, dtype, shape=ir.Shape(whole.shape), name=name, base_dir=folder)

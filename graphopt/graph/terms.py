@@ -15,6 +15,9 @@ _DEEPEST = 8
 _HIGHEST = 3
 """Bounds of what is read: nodes on one path, and the degree of a polynomial."""
 
+_CANCELLED = 16.0
+"""How many times as large as their sum coefficients may be."""
+
 _PRECISE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
@@ -110,7 +113,17 @@ def _combine(operator: str, parts: Sequence[Array]) -> list[float] | None:
         result = first / second[0]
     elif operator == "Pow" and alone and second[0] in (1, 2, 3):
         result = polynomial.polypow(first, int(second[0]))
-    return None if result is None else [float(coefficient) for coefficient in polynomial.polytrim(result)]
+    if result is None or (operator in ("Add", "Sub") and _cancels(first, second, result)):
+        return None
+    return [float(coefficient) for coefficient in polynomial.polytrim(result)]
+
+
+def _cancels(first: Array, second: Array, result: Array) -> bool:
+    """Whether coefficients of a sum are far larger than what is left of them: then it is the rounding that counts."""
+    before: Array = polynomial.polyadd(np.abs(first), np.abs(second))
+    after = np.zeros_like(before)
+    after[: len(result)] = np.abs(result)
+    return bool(np.any(before > _CANCELLED * after))
 
 
 def affine_base(value: ir.Value, view: View) -> ir.Value:

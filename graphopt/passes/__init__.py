@@ -21,8 +21,20 @@ PASSES: dict[str, str] = {
     "attention": "graphopt.passes.attention:Attention",
     "algebra": "graphopt.passes.algebra:Algebra",
     "duplicates": "graphopt.passes.duplicates:Duplicates",
+    "equalize": "graphopt.passes.quantize.equalize:Equalize",
+    "prune": "graphopt.passes.prune:Prune",
+    "smooth": "graphopt.passes.quantize.smooth:Smooth",
     "weights": "graphopt.passes.quantize.weights:Weights",
+    "static": "graphopt.passes.quantize.static:Static",
     "dynamic": "graphopt.passes.quantize.dynamic:Dynamic",
+    "recurrent": "graphopt.passes.quantize.recurrent:Recurrent",
+    "embeddings": "graphopt.passes.quantize.embeddings:Embeddings",
+    "retarget": "graphopt.passes.quantize.retarget:Retarget",
+    "strip-quantization": "graphopt.passes.quantize.strip:StripQuantization",
+    "half": "graphopt.passes.quantize.half:Half",
+    "half-storage": "graphopt.passes.quantize.half_storage:HalfStorage",
+    "storage": "graphopt.passes.quantize.storage:Storage",
+    "bias": "graphopt.passes.quantize.bias:BiasCorrection",
 }
 """Where each pass stands; the exact ones in the order in which they reach their fixed point in the fewest rounds."""
 

@@ -66,21 +66,6 @@ def multiply_by_reciprocal(node: ir.Node, view: View) -> Change | Miss | None:
     return Change(lambda op: op.op("Mul", x, op.constant(inverse, divisor.name or "")))
 
 
-def use_reciprocal(node: ir.Node, view: View) -> Change | Miss | None:
-    """Replaces 1 / x with Reciprocal(x).
-
-    Where no Mul follows, with which the runtime makes one Div of it. Exact. 1.07 times as fast at 64 elements, 1.01 at 400,000.
-    """
-    one, x = node.inputs
-    if x is None or view.scalar(one) != 1 or view.is_constant(x) or view.dtype(x) not in _FLOATS or not view.runs("Reciprocal", x):
-        return None
-    if view.rank(x) is None or (view.rank(one) or 0) > (view.rank(x) or 0):
-        return Miss("whether the constant widens the shape is not known")
-    if any(operator_of(use.node) == "Mul" for use in node.outputs[0].uses()):
-        return Miss("a Mul follows, with which the runtime makes one Div of it")
-    return Change(lambda op: op.op("Reciprocal", x))
-
-
 def contract_with_matmul(node: ir.Node, view: View) -> Change | Miss | None:
     """Replaces Einsum of two operands, summed over one index or against a constant weight, with MatMul.
 
@@ -98,7 +83,7 @@ def contract_with_matmul(node: ir.Node, view: View) -> Change | Miss | None:
         return Miss("the target has no MatMul for its element type")
     first, second = node.inputs[0], node.inputs[1]
     if _broadcasts(found, first, second, view):
-        return Miss("the ranks are not known, or an index that is summed has length 1 in one operand")
+        return Miss("the ranks are not known, or an index that is summed may have length 1 in one operand")
     if view.is_constant(second) and view.is_private(second):
         return _weighted(found, first, second, view)
     if view.is_constant(first) and view.is_private(first):
@@ -168,12 +153,12 @@ def _reciprocal(array: Array) -> Array | None:
 
 
 def _broadcasts(found: Contraction, first: ir.Value, second: ir.Value, view: View) -> bool:
-    """Whether an index that is summed has different known lengths: Einsum then repeats the one of length 1."""
+    """Whether an index that is summed may have two lengths: Einsum then repeats the one of length 1."""
     one, other = view.shape(first) or (), view.shape(second) or ()
     if len(one) != len(found.first) or len(other) != len(found.second):
         return True
     lengths = [(one[found.first.index(index)], other[found.second.index(index)]) for index in found.summed]
-    return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in lengths)
+    return any(a != b for a, b in lengths)
 
 
 def _weighted(found: Contraction, data: ir.Value, weight: ir.Value, view: View) -> Change | Miss:
@@ -228,7 +213,6 @@ class Algebra(TargetedPass):
     rules: ClassVar[tuple[Rule, ...]] = (
         rule(expand_power, "Pow"),
         rule(multiply_by_reciprocal, "Div"),
-        rule(use_reciprocal, "Div"),
         rule(contract_with_matmul, "Einsum"),
         rule(widen_depthwise_convolution, "Conv", targets=("cpu",)),
     )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from graphopt.ledger import Drop
 from graphopt.result import Figures, Result
 
 _MOST_RULES = 12
+_MOST_DROPS = 12
 
 
 def table_of(result: Result) -> Group:
     """What changed, what it took, what was dropped and why, as rich draws it."""
     notes = [Text(f"note: {note}", style="dim") for note in result.ledger.notes]
-    drops = [Text(f"dropped {drop.key}: {drop.reason}", style="yellow") for drop in result.ledger.drops]
+    drops = _drops("dropped", result.ledger.drops) + _drops("declined", result.ledger.declined)
     written = [Text(f"wrote {result.path}")] if result.path else []
     return Group(_figures(result.figures), *([_rules(result)] if result.changed else []), *drops, *notes, _effort(result.figures), *written)
 
@@ -36,6 +40,9 @@ def _figures(figures: Figures) -> Table:
         table.add_row("relative error", "", f"{figures.relative_error:.1e}", "synthetic inputs" if figures.synthetic else "")
     if figures.sqnr_db is not None:
         table.add_row("signal to noise", "", f"{figures.sqnr_db:.1f} dB", "synthetic inputs" if figures.synthetic else "")
+    if figures.metric is not None:
+        name, original, found = figures.metric
+        table.add_row(name, f"{original:.6g}", f"{found:.6g}", f"{found - original:+.3g}")
     return table
 
 
@@ -50,6 +57,12 @@ def _effort(figures: Figures) -> Text:
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures.seconds.items() if seconds >= 0.05)
     checks = f"; verification took {figures.sessions} session loads and {figures.inferences} inferences" if figures.sessions else ""
     return Text(f"time: {spent or 'under 0.1 s'}{checks}", style="dim")
+
+
+def _drops(what: str, drops: Sequence[Drop]) -> list[Text]:
+    shown = [Text(f"{what} {drop.key}: {drop.reason}", style="yellow") for drop in drops[:_MOST_DROPS]]
+    rest = [Text(f"{what} {len(drops) - _MOST_DROPS} more; the ledger has them", style="yellow")] if len(drops) > _MOST_DROPS else []
+    return shown + rest
 
 
 def _change(before: int, after: int) -> str:

@@ -67,6 +67,10 @@ class Session:
         self.input_names: tuple[str, ...] = tuple(value.name for value in native.get_inputs())
         self.output_names: tuple[str, ...] = tuple(value.name for value in native.get_outputs())
 
+    def end_profiling(self) -> str:
+        """Stops the runtime's profiler, where the session was made with one; returns the file that it wrote."""
+        return str(self._native.end_profiling())
+
     def run(self, feed: Feed) -> Outputs:
         """Runs the model once.
 

@@ -140,10 +140,17 @@ class Metric:
         dtype = working_dtype(weight)
         if cross is None or self.gram is None:
             return weight.astype(dtype)
-        wanted = weight.astype(np.float64) @ cross.astype(np.float64) + self.ridge[:, None, None] * weight
-        reversed_rows = zip(_mirrored(self.root), wanted[:, :, ::-1], strict=True)  # the mirrored root is a lower one, as Cholesky's
+        return self.divided(weight.astype(np.float64) @ cross.astype(np.float64) + self.ridge[:, None, None] * weight).astype(dtype)
+
+    def divided(self, product: Array) -> Array:
+        """``A H^-1``, the metric damped: ``[groups, out, K]`` float64.
+
+        Args:
+            product: ``A [groups, out, K]``.
+        """
+        reversed_rows = zip(_mirrored(self.root), product[:, :, ::-1], strict=True)  # the mirrored root is a lower one, as Cholesky's
         solved = np.stack([scipy.linalg.cho_solve((root, True), rows.T).T for root, rows in reversed_rows])
-        return np.ascontiguousarray(solved[:, :, ::-1]).astype(dtype)
+        return np.ascontiguousarray(solved[:, :, ::-1])
 
     def error(self, weight: Array, approximation: Array) -> Array:
         """``tr((W - What) H (W - What)^T)`` row by row, damping included.

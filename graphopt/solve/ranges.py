@@ -118,7 +118,8 @@ def least_error(histogram: Histogram, levels: int = LEVELS) -> Range:
 def entropy(histogram: Histogram, levels: int = 128) -> Range:
     """The range whose quantized distribution diverges least from the clipped one (Kullback-Leibler), as onnxruntime and TensorRT do.
 
-    Thresholds are symmetric about zero and end where the values end.
+    Thresholds are symmetric about zero and end where the values end. Zeros do not count, since every grid has them: a Relu makes so
+    many that else the narrowest range would win, which alone keeps them apart from their neighbours.
 
     Args:
         histogram: of 2048 bins or so: with few bins there is nothing to choose.
@@ -127,7 +128,7 @@ def entropy(histogram: Histogram, levels: int = 128) -> Range:
     whole = extremes(histogram)
     if histogram.empty:
         return whole
-    counts, centres = histogram.counts.astype(np.float64), histogram.centres
+    counts, centres = _without_zeros(histogram), histogram.centres
     width = (histogram.high - histogram.low) / len(counts)
     largest = max(-whole.low, whole.high)
     least = levels * width / 2
@@ -139,6 +140,15 @@ def entropy(histogram: Histogram, levels: int = 128) -> Range:
     ]
     _, threshold = min(found, key=lambda pair: pair[0])
     return Range(max(whole.low, -float(threshold)), min(whole.high, float(threshold)))
+
+
+def _without_zeros(histogram: Histogram) -> Array:
+    """Counts, float64; the bin that holds zero counts as its neighbours do."""
+    counts, edges = histogram.counts.astype(np.float64), histogram.edges
+    zero = int(np.clip(np.searchsorted(edges, 0.0, side="right") - 1, 0, len(counts) - 1))
+    around = [counts[index] for index in (zero - 1, zero + 1) if 0 <= index < len(counts)]
+    counts[zero] = min(counts[zero], np.mean(around)) if around else counts[zero]
+    return counts
 
 
 def _occupied(histogram: Histogram) -> tuple[Array, Array]:

@@ -99,18 +99,21 @@ def expected_error(weight: Array, inputs: Inputs, scales: Array, weight_levels: 
     return float(of_inputs + of_weights)
 
 
-def best_smooth(weight: Array, inputs: Inputs) -> Array:
+def best_smooth(weight: Array, inputs: Inputs, classes: Array | None = None) -> Array:
     """SmoothQuant's scales with the alpha of least expected error; ones where none helps.
 
     Args:
         weight: ``[out, K]``, all layers that share the input stacked along ``out``.
         inputs: what is known of the input.
+        classes: ``[K]``, channels of one class get one scale, as heads that share their values must; None: each has its own.
 
     Returns:
         ``[K]`` float64.
     """
-    weight_reach = np.abs(weight).max(axis=0)
-    return _best(weight, inputs, (smooth_scales(inputs.reach, weight_reach, step / 20) for step in range(21)))
+    weight_reach, reach = np.abs(weight).max(axis=0), inputs.reach
+    if classes is not None:
+        weight_reach, reach = _largest(weight_reach, classes), _largest(reach, classes)
+    return _best(weight, inputs, (smooth_scales(reach, weight_reach, step / 20) for step in range(21)))
 
 
 def best_threshold(weight: Array, inputs: Inputs) -> Array:
@@ -127,6 +130,13 @@ def best_threshold(weight: Array, inputs: Inputs) -> Array:
     if largest <= 0:
         return np.ones(weight.shape[1])
     return _best(weight, inputs, (threshold_scales(inputs.reach, largest * share) for share in np.geomspace(1.0, 0.01, 41)))
+
+
+def _largest(values: Array, classes: Array) -> Array:
+    """The largest value of each channel's class."""
+    largest = np.zeros(classes.max(initial=-1) + 1, values.dtype)
+    np.maximum.at(largest, classes, values)
+    return largest[classes]
 
 
 def _best(weight: Array, inputs: Inputs, candidates: Iterable[Array]) -> Array:

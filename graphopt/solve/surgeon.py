@@ -51,11 +51,12 @@ class Removal:
     weights: Sequence[Array]
 
 
-def removals(consumers: Sequence[Consumer]) -> Iterator[Removal]:
+def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterator[Removal]:
     """Removes the components of a block step by step, from the one that all consumers together miss least, to the last but one.
 
     Args:
         consumers: of the same components; at least one.
+        stops: numbers of components left at which a step ends.
     """
     states = [_State(consumer) for consumer in consumers]
     left = np.arange(len(consumers[0].places))
@@ -63,7 +64,8 @@ def removals(consumers: Sequence[Consumer]) -> Iterator[Removal]:
     damage = 0.0
     while left.size > 1:
         prices = np.sum([state.prices(left) for state in states], axis=0)
-        cheapest = left[np.argsort(prices, kind="stable")[: max(1, left.size // STEPS)]]
+        most = min((left.size - stop for stop in stops if stop < left.size), default=left.size - 1)
+        cheapest = left[np.argsort(prices, kind="stable")[: max(1, min(left.size // STEPS, most))]]
         damage += sum(state.remove(cheapest) for state in states)
         gone.extend(cheapest.tolist())
         left = left[~np.isin(left, cheapest)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ Array = np.ndarray[Any, Any]
 
 MATMUL_NBITS = "com.microsoft::MatMulNBits"
 DYNAMIC_QUANTIZE_MATMUL = "com.microsoft::DynamicQuantizeMatMul"
+DYNAMIC_QUANTIZE_LSTM = "com.microsoft::DynamicQuantizeLSTM"
+GATHER_BLOCK_QUANTIZED = "com.microsoft::GatherBlockQuantized"
 
 BITS = (2, 4, 8)
 """Bits that MatMulNBits has kernels for."""
@@ -116,3 +120,207 @@ def _packed(codes: Array, bits: int) -> Array:
 
 def _named(wish: str, part: str) -> str:
     return f"{wish}/{part}" if wish else ""
+
+
+def dynamic_quantize_lstm(op: Builder, node: ir.Node, weight: Quantized, recurrence: Quantized) -> Sequence[ir.Value]:
+    """Makes an LSTM whose data and state are quantized to 8 bits at each step; planned as :data:`DYNAMIC_QUANTIZE_LSTM`.
+
+    Args:
+        op: makes nodes and constants.
+        node: the LSTM that it replaces, data ``[steps, batch, in]``; its other inputs and its attributes are taken over.
+        weight: ``W [directions, 4 * hidden, in]``, symmetric, stored in int8, one positive scale per row.
+        recurrence: ``R [directions, 4 * hidden, hidden]``, likewise.
+
+    Returns:
+        As many outputs as the LSTM has.
+    """
+    inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    for index, part in ((1, weight), (2, recurrence)):
+        assert part.grid.scheme.symmetric, "signed weights"
+        assert part.grid.scheme.per == "channel", "one scale per row"
+        replaced = node.inputs[index]
+        name = "" if replaced is None else replaced.name or ""
+        inputs[index] = op.constant(np.ascontiguousarray(part.codes.transpose(0, 2, 1)), _named(name, "quantized"))
+        scale = np.ascontiguousarray(part.grid.scale[..., 0], np.float32)
+        inputs += [op.constant(scale, _named(name, "scales")), op.constant(np.zeros(scale.shape, np.int8), _named(name, "zero_points"))]
+    attributes = {name: attribute for name, attribute in node.attributes.items() if name != "layout"}
+    return op.ops("DynamicQuantizeLSTM", *inputs, outputs=len(node.outputs), domain=_DOMAIN, **attributes)
+
+
+def stored_integers(op: Builder, codes: Array, scale: Array, wish: str = "") -> ir.Value:
+    """Makes the float constant ``codes * scale`` of stored integers, which the runtime folds when it loads the model.
+
+    Not a DequantizeLinear: that one is never folded, and where nothing fuses with it it runs at each call.
+
+    Args:
+        op: makes nodes and constants.
+        codes: int8, or int4 of ``ml_dtypes`` (opset 21).
+        scale: float32 that broadcasts to the shape of the codes.
+        wish: the name that the constants should resemble.
+
+    Returns:
+        float32 of the shape of the codes.
+    """
+    cast = op.op("Cast", op.constant(codes, _named(wish, "quantized")), to=ir.DataType.FLOAT.value)
+    return op.op("Mul", cast, op.constant(scale, _named(wish, "scales")))
+
+
+def stored_half(op: Builder, array: Array, wish: str = "") -> ir.Value:
+    """Makes a float32 constant of a stored float16 one; the runtime folds the Cast when it loads the model.
+
+    Args:
+        op: makes nodes and constants.
+        array: float16.
+        wish: the name that the constant should resemble.
+    """
+    return op.op("Cast", op.constant(array, _named(wish, "half")), to=ir.DataType.FLOAT.value)
+
+
+QLINEAR_CONV = "QLinearConv"
+"""A convolution of codes, as the standard defines it."""
+NHWC_QLINEAR_CONV = "com.microsoft::QLinearConv"
+"""What the runtime makes of it: channels last."""
+QLINEAR_MATMUL = "QLinearMatMul"
+QGEMM = "com.microsoft::QGemm"
+
+
+def qlinear(operator: str) -> str:
+    """The kernel that an operator between dequantize and quantize runs as: ``Add``, ``Mul``, ``Concat``, pools, activations."""
+    return f"{_DOMAIN}::QLinear{operator}"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Numbers as 8-bit codes: ``x = (code - zero_point) * scale``, one scale for all or, in a vector, one per index of an axis.
+
+    Attributes:
+        scale: constant, float32.
+        zero_point: constant, uint8.
+    """
+
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+def quantize(op: Builder, value: ir.Value, codes: Codes) -> ir.Value:
+    """Makes the codes of a float32 value: uint8, since int8 ones lose most kernels on CPUs."""
+    return op.op("QuantizeLinear", value, codes.scale, codes.zero_point)
+
+
+def dequantize(op: Builder, value: ir.Value, codes: Codes, axis: int | None = None) -> ir.Value:
+    """Makes the float32 value of codes; ``axis`` is that of scales in a vector."""
+    return op.op("DequantizeLinear", value, codes.scale, codes.zero_point, axis=axis)
+
+
+def quantized_weight(op: Builder, stored: Array, scale: Array, axis: int, wish: str = "") -> ir.Value:
+    """Makes a float32 weight of constant codes, for a Conv, Gemm or MatMul between dequantize and quantize.
+
+    Zero points are 0; QGemm wants them all the same.
+
+    Args:
+        op: makes nodes and constants.
+        stored: int8, as the operator stores it.
+        scale: ``[out]`` float32, positive.
+        axis: of the output channels in ``stored``.
+        wish: the name that the weight should resemble.
+    """
+    codes = op.constant(np.ascontiguousarray(stored), _named(wish, "quantized"))
+    scales = op.constant(np.ascontiguousarray(scale, np.float32), _named(wish, "scales"))
+    zero_points = op.constant(np.zeros(scale.shape, np.int8), _named(wish, "zero_points")) if stored.ndim == 2 else None
+    return op.op("DequantizeLinear", codes, scales, *([zero_points] if zero_points else []), axis=axis)
+
+
+@dataclass(frozen=True)
+class PackedTable:
+    """A table ``[rows, width]`` in unsigned integers, packed as GatherBlockQuantized reads it.
+
+    Attributes:
+        codes: ``uint8 [rows, width * bits / 8]``.
+        scales: ``float32 [rows, blocks]``.
+        width: elements of a row.
+        bits: of an element.
+        block: elements that share a scale.
+    """
+
+    codes: ir.Value
+    scales: ir.Value
+    width: int
+    bits: int
+    block: int
+
+
+def packed_table(op: Builder, weight: Quantized, wish: str = "") -> PackedTable:
+    """Makes the constants of a table.
+
+    Args:
+        op: makes nodes and constants.
+        weight: one group, ``[1, rows, width]``, symmetric, 2, 4 or 8 bits, one scale per row or per block of at least 16; rows fill
+            whole bytes.
+        wish: the name that the constants should resemble.
+    """
+    scheme, width = weight.grid.scheme, weight.codes.shape[-1]
+    assert scheme.symmetric, "the operator's own zero point"
+    assert width * scheme.bits % 8 == 0, "rows fill whole bytes"
+    block = scheme.per if isinstance(scheme.per, int) else 1 << max(4, (width - 1).bit_length())
+    codes = op.constant(_packed(weight.codes[0].astype(np.int16) - scheme.low, scheme.bits), _named(wish, "quantized"))
+    scales = op.constant(np.ascontiguousarray(weight.grid.scale[0], np.float32), _named(wish, "scales"))
+    return PackedTable(codes, scales, width, scheme.bits, block)
+
+
+def gather_block_quantized(op: Builder, table: PackedTable, indices: ir.Value) -> ir.Value:
+    """Makes float32 rows of a table; planned as :data:`GATHER_BLOCK_QUANTIZED`.
+
+    Args:
+        op: makes nodes and constants.
+        table: the table.
+        indices: int32 or int64 of any shape, negative ones from the end.
+
+    Returns:
+        ``[*indices, width]`` float32.
+    """
+    attributes = {"bits": table.bits, "block_size": table.block, "gather_axis": 0, "quantize_axis": 1}
+    return op.op("GatherBlockQuantized", table.codes, indices, table.scales, domain=_DOMAIN, **attributes)
+
+
+def table_matmul_nbits(op: Builder, data: ir.Value, table: PackedTable, bias: ir.Value | None = None) -> ir.Value:
+    """Makes ``data table^T + bias`` of a table that is also gathered from; planned as :data:`MATMUL_NBITS`.
+
+    Args:
+        op: makes nodes and constants.
+        data: ``[..., width]`` float32.
+        table: its blocks fill the rows.
+        bias: ``[rows]`` float32.
+
+    Returns:
+        ``[..., rows]`` float32.
+    """
+    assert table.width % table.block == 0, "blocks fill the rows"
+    rows = table.scales.const_value
+    assert rows is not None, "a constant"
+    shape = np.array([0, table.width // table.block, table.block * table.bits // 8], np.int64)
+    blocks = op.op("Reshape", table.codes, op.constant(shape))
+    inputs = [data, blocks, table.scales, *([None, None, bias] if bias is not None else [])]
+    attributes = {"K": table.width, "N": int(rows.shape.numpy()[0]), "bits": table.bits, "block_size": table.block}
+    return op.op("MatMulNBits", *inputs, domain=_DOMAIN, accuracy_level=_INTEGERS, **attributes)
+
+
+def table_dynamic_matmul(op: Builder, data: ir.Value, table: PackedTable, bias: ir.Value | None = None) -> ir.Value:
+    """Makes ``data table^T + bias`` of a table that is also gathered from; planned as :data:`DYNAMIC_QUANTIZE_MATMUL`.
+
+    The runtime turns the unsigned table into the signed, transposed weight of the operator when it loads the model.
+
+    Args:
+        op: makes nodes and constants.
+        data: ``[..., width]`` float32; quantized to 8 bits at each call.
+        table: 8 bits, one positive scale per row.
+        bias: ``[rows]`` float32.
+
+    Returns:
+        ``[..., rows]`` float32.
+    """
+    assert table.bits == 8, "stored in bytes"
+    assert table.block >= table.width, "one scale per row"
+    signed = op.op("Sub", op.op("Cast", table.codes, to=ir.DataType.FLOAT.value), op.constant(np.array(128, np.float32)))
+    weight = op.op("Transpose", op.op("Cast", signed, to=ir.DataType.INT8.value), perm=[1, 0])
+    scales = op.op("Reshape", table.scales, op.constant(np.array([-1], np.int64)))
+    return op.op("DynamicQuantizeMatMul", data, weight, scales, *([None, bias] if bias is not None else []), domain=_DOMAIN)

@@ -20,13 +20,14 @@ class Portable(Target):
     provider: ClassVar[str | None] = None
 
     def runs(self, operator: str, dtype: ir.DataType, opset: int) -> bool:
-        """Whether the standard defines the operator at that opset, whatever the element type."""
+        """Whether the standard defines the operator at that opset, with an input of that element type."""
         if "::" in operator:
             return False
         try:
-            return not onnx.defs.get_schema(operator, opset, "").deprecated
+            schema = onnx.defs.get_schema(operator, opset, "")
         except onnx.defs.SchemaError:  # no version of it is as old as that
             return False
+        return not schema.deprecated and any(f"tensor({dtype.name.lower()})" in parameter.types for parameter in schema.inputs)
 
 
 PORTABLE = Portable()

@@ -83,14 +83,14 @@ def softsign(g: Grower) -> None:
 def steep(g: Grower) -> None:
     """Elu, Celu, Selu and PRelu of many elements."""
     x = g.fresh(3, shape=fixed(2, 64, 40))
-    name = g.choices.one_of(["Elu", "Selu", "PRelu", *(["Celu"] if g.opset >= 12 else [])])
+    name = g.choices.one_of(["Elu", "PRelu", "Selu", "PRelu", *(["Celu"] if g.opset >= 12 else [])])
     if name == "PRelu":
-        slopes = g.weights(64, 1, low=0.1, high=g.choices.one_of([1.0, 1.0, 1.3])) if g.choices.chance(60) else g.number(0.25, x)
+        slopes = g.weights(64, 1, low=0.1, high=g.choices.one_of([1.0, 1.0, 1.0, 1.0, 1.3])) if g.choices.chance(75) else g.number(0.25, x)
         g.op(name, [x, slopes], x.shape)
     else:
         alpha = None if g.choices.chance(50) else g.choices.one_of([0.5, 2.0])
         g.op(name, [x], x.shape, bound=8.0, alpha=alpha)
 
 
-STEPS_OF_ACTIVATIONS: tuple[Step, ...] = (gelu, mish, hard, softsign, softplus, steep, steep, hard)
+STEPS_OF_ACTIVATIONS: tuple[Step, ...] = (gelu, mish, hard, softsign, softplus, steep, steep, hard, mish, steep, gelu, mish)
 """All of them."""

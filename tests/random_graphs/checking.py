@@ -15,7 +15,7 @@ from graphopt.passes.cleanup import Cleanup
 from graphopt.recipe import preset
 from graphopt.runtime.session import Optimizations, Session, SessionOptions, open_session
 from graphopt.stage import Attempt, Stage
-from tests.random_graphs.generator import Feed, Sample
+from tests.random_graphs.generator import Feed, Sample, Target
 
 Outputs = Mapping[str, np.ndarray[Any, Any]]
 LEVELS: tuple[Optimizations, ...] = ("none", "all")
@@ -30,9 +30,9 @@ class BrokenError(AssertionError):
     """The passes did something wrong."""
 
 
-def exact_stage() -> Stage:
+def exact_stage(target: Target = "cpu") -> Stage:
     """All exact passes, with nothing that would take a wrong rewrite back."""
-    return Stage(tuple(preset("exact").build()))
+    return Stage(tuple(preset("exact").model_copy(update={"target": target}).build()))
 
 
 def check(sample: Sample, stage: Stage) -> Counter[str]:
@@ -58,6 +58,8 @@ def check(sample: Sample, stage: Stage) -> Counter[str]:
                     raise BrokenError(f"outputs differ with the runtime's optimizations {level}: {problem}; rewrites: {_told(attempt)}")
     except SessionError as error:
         _excuse(sample, original, sample.feeds[0])
+        if sample.target == "portable" and _is_without_kernel(error):
+            raise UnfitError(f"no kernel in this runtime for a standard operator: {error}") from error
         raise BrokenError(f"does not run any more: {error}; rewrites: {_told(attempt)}") from error
     return fired(attempt)
 
@@ -87,6 +89,10 @@ def optimized(original: ir.Model, stage: Stage) -> Attempt:
     return attempt
 
 
+def _is_without_kernel(error: SessionError) -> bool:
+    return "NOT_IMPLEMENTED" in str(error) or "Could not find an implementation" in str(error)
+
+
 def _told(attempt: Attempt) -> str:
     return " ".join(f"{key.rule}@{key.anchor}" for key in attempt.recorder.allowed)
 
@@ -96,7 +102,7 @@ def _references(sample: Sample, original: ir.Model) -> list[tuple[Feed, Outputs]
         plain, tuned = (open_session(original, level, _ONE_THREAD) for level in LEVELS)
         references = [(feed, _agreed(plain, tuned, feed, sample.tolerance)) for feed in _feeds(sample.feeds, plain)]
     except SessionError as error:
-        kind = "no kernel" if "NOT_IMPLEMENTED" in str(error) or "Could not find an implementation" in str(error) else "does not run"
+        kind = "no kernel" if _is_without_kernel(error) else "does not run"
         raise UnfitError(f"{kind}: {error}") from error
     for feed in _feeds(sample.others, plain):
         try:

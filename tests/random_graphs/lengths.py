@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from tests.random_graphs.grower import Grower
 from tests.random_graphs.operators import Step, cast_to
 from tests.random_graphs.values import Shape, Size, Value, each, fixed, is_static, product, total
+from tests.random_graphs.views import some_order
 
 
 def lengths_of(g: Grower, value: Value) -> Value:
@@ -99,7 +100,7 @@ def split_heads(g: Grower) -> None:
     at = g.choices.integer(0, value.rank - 2)
     merged = (*value.shape[:at], product(value.shape[at : at + 2]), *value.shape[at + 2 :])
     first = g.exactly("Reshape", value, g.integers(_target(merged)), shape=merged)
-    perm = g.choices.shuffled(range(len(merged)))
+    perm = some_order(g, first.dtype, len(merged))
     turned = g.exactly("Transpose", first, shape=tuple(merged[axis] for axis in perm), perm=perm)
     order = [axis for group in perm for axis in ([at, at + 1] if group == at else [group + (group > at)])]
     last = tuple(value.shape[axis] for axis in order)

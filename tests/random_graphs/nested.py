@@ -8,20 +8,25 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from tests.random_graphs.activations import STEPS_OF_ACTIVATIONS
+from tests.random_graphs.algebra import STEPS_OF_ALGEBRA
 from tests.random_graphs.grower import DTYPES, Grower
 from tests.random_graphs.lengths import STEPS_OF_LENGTHS, length_of
+from tests.random_graphs.norms import STEPS_OF_NORMS
 from tests.random_graphs.operators import STEPS_OF_ONE, Step
 from tests.random_graphs.simple import STEPS_OF_SIMPLE
 from tests.random_graphs.values import Shape, Value, is_static
 from tests.random_graphs.views import STEPS_OF_VIEWS
 
-_INSIDE: tuple[Step, ...] = STEPS_OF_SIMPLE + STEPS_OF_VIEWS + STEPS_OF_ONE + STEPS_OF_LENGTHS
+_INSIDE: tuple[tuple[Step, ...], ...] = (
+    STEPS_OF_SIMPLE, STEPS_OF_VIEWS, STEPS_OF_ONE, STEPS_OF_LENGTHS, STEPS_OF_ACTIVATIONS, STEPS_OF_NORMS, STEPS_OF_ALGEBRA,
+)  # fmt: skip
 
 
 def _grown(g: Grower, value: Value) -> Value:
     """Some steps in a scope, and a value of the shape of another one that depends on them."""
     for _ in range(g.choices.integer(1, 2)):
-        g.choices.one_of(_INSIDE)(g)
+        g.choices.one_of(g.choices.one_of(_INSIDE))(g)
     found = g.pick(lambda v: v.dtype == value.dtype and v.shape == value.shape) or value
     return g.op("Tanh", [g.op("Add", [found, value], value.shape)], value.shape, bound=1.0)
 

@@ -38,22 +38,10 @@ def neutral_logic(g: Grower) -> None:
     g.op(name, g.choices.shuffled([value, other]), value.shape, "bool", exact=True)
 
 
-def repeated(g: Grower) -> None:
-    """An operator of its own result: what cancels, what is done already, what is neither."""
-    if g.choices.chance(25):
-        value = boolean_value(g)
-        g.exactly("Not", g.exactly("Not", value))
-        return
-    value = g.float_value(exact=True)
-    name = g.choices.one_of(["Neg", "Neg", "Relu", "Abs", "Floor", "Ceil", "Round", "Sign", "Sigmoid"])
-    for _ in range(g.choices.integer(2, 3)):
-        value = g.op(name, [value], value.shape, exact=name != "Sigmoid")
-
-
 def idle(g: Grower) -> None:
     """Identity, Dropout, Cast to the same type, or an operator that takes many inputs and gets one."""
     value = g.float_value(0, 4)
-    kind = g.choices.one_of(["Identity", "Dropout", "Cast", "CastLike", "Max", "Sum", "Mean", "Min", "Dropout", "Dropout"])
+    kind = g.choices.one_of(["Identity", "Dropout", "Cast", "CastLike", "Max", "Sum", "Mean", "Min", "Dropout", "Dropout", "Dropout"])
     if kind == "Dropout":
         mask = g.result(value.shape, "bool", 1, exact=True) if g.choices.chance(20) else None
         ratio = g.constant(np.array(0.3, np.float32)) if g.opset >= 12 and g.choices.chance(60) else None
@@ -67,14 +55,6 @@ def idle(g: Grower) -> None:
             g.exactly(kind, value, g.number(1, value))
     else:
         g.exactly(kind, value)
-
-
-def casts(g: Grower) -> None:
-    """Two Casts, of which the first may or may not lose something."""
-    value = g.pick(lambda v: v.exact and v.bound < 60) or integer_value(g)
-    middle = g.choices.one_of(["float64", "int64", "float64", "float32", "int32"])
-    last = g.choices.one_of(["float32", "int64", "float64", "int32", "bool"])
-    cast_to(g, cast_to(g, value, middle), last)
 
 
 def chains(g: Grower) -> None:
@@ -102,21 +82,8 @@ def rounding(g: Grower) -> None:
     value = g.float_value(0, 4, exact=True, bound=20)
     if value.dtype == "float32":
         large = g.number(12582912, value)
-        g.exactly("Sub", g.exactly("Add", value, large), large)
-
-
-def clips(g: Grower) -> None:
-    """Clips and Relus one after the other, with bounds in any order, some of them absent."""
-    value = g.float_value(0, 4)
-    for _ in range(g.choices.integer(2, 3)):
-        if g.choices.chance(30):
-            value = g.exactly("Relu", value)
-            continue
-        low, high = g.choices.one_of([(-1, 1), (0, 6), (-0.5, 2), (1, 3), (2, 1), (-4, -2)])
-        bounds = [None if g.choices.chance(20) else g.number(low, value), None if g.choices.chance(20) else g.number(high, value)]
-        if bounds[1] is None:
-            bounds.pop()
-        value = g.exactly("Clip", value, *bounds)
+        shifted = g.op("Add", [value, large], value.shape, bound=1.3e7, exact=True)
+        g.op("Sub", [shifted, large], value.shape, bound=value.bound + 1, exact=True)
 
 
 def chosen(g: Grower) -> None:
@@ -268,7 +235,7 @@ def equal_weights(g: Grower) -> None:
 
 
 STEPS_OF_SIMPLE: tuple[Step, ...] = (
-    neutral, neutral_logic, repeated, idle, casts, chains, clips, chosen, resized, constants, twice, rounding, equal_weights,
-    neutral, chains, constants, repeated, repeated, idle, idle, casts, casts, clips,
+    neutral, neutral_logic, idle, chains, chosen, resized, constants, twice, rounding, equal_weights, neutral, chains, constants,
+    idle, idle, resized,
 )  # fmt: skip
 """All of them; the ones with many variants more often."""

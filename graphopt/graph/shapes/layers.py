@@ -137,6 +137,24 @@ def matmul_n_bits(operands: Operands) -> Fact | None:
     return None if of is None else Fact(operands.dtype(), (*of[:-1], operands.attribute("N")))
 
 
+def gather_block_quantized(operands: Operands) -> Fact | None:
+    """com.microsoft GatherBlockQuantized from rows packed into bytes."""
+    table, indices = operands.shape(0), operands.shape(1)
+    if table is None or indices is None or len(table) != 2 or operands.attribute("gather_axis", 0):
+        return None
+    per_element = 8 // operands.attribute("bits", 4) if operands.dtype(0) == ir.DataType.UINT8 else 1
+    return Fact(operands.dtype(2), (*indices, dims.multiply(table[1], per_element)))
+
+
+def dynamic_quantize_lstm(operands: Operands) -> list[Fact] | None:
+    """com.microsoft DynamicQuantizeLSTM."""
+    of, weight = operands.shape(0), operands.shape(1)
+    if of is None or weight is None:
+        return None
+    state = Fact(operands.dtype(), (weight[0], of[1], operands.attribute("hidden_size")))
+    return [Fact(operands.dtype(), (of[0], *(state.shape or ()))), state, state]
+
+
 def depth_to_space(operands: Operands) -> Fact | None:
     """DepthToSpace."""
     of, block = operands.shape(), operands.attribute("blocksize")
@@ -244,6 +262,8 @@ def _table() -> dict[str, Rule]:
         "MaxPool": window, "ConvTranspose": conv_transpose, "Gemm": gemm, "DepthToSpace": depth_to_space, "NonZero": non_zero,
         "TopK": top_k, "LayerNormalization": layer_normalization, "Dropout": dropout, "QuantizeLinear": quantize,
         "DequantizeLinear": dequantize, "Attention": attention, "com.microsoft::MatMulNBits": matmul_n_bits,
+        "com.microsoft::DynamicQuantizeMatMul": matmul, "com.microsoft::GatherBlockQuantized": gather_block_quantized,
+        "com.microsoft::DynamicQuantizeLSTM": dynamic_quantize_lstm,
     }  # fmt: skip
     return table
 

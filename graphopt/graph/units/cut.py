@@ -25,12 +25,14 @@ class Cut:
 
     Attributes:
         view: of the model.
+        parts: what stays of the constants that were shortened, by node and index of the input: the indices along each axis.
     """
 
     def __init__(self, model: ir.Model, couplings: Couplings, gone: Array) -> None:
         self.view = View(model)
         self._model, self._couplings, self._gone = model, couplings, gone
         self._names = Names(model)
+        self.parts: dict[tuple[str, int], tuple[Array | None, ...]] = {}
         self._made: dict[tuple[ir.Value, tuple[int, ...], bytes], ir.Value] = {}
         self._replaced: list[ir.Value] = []
 
@@ -53,15 +55,15 @@ class Cut:
         """How many indices stay."""
         return int(self.stays(axis).sum())
 
-    def shorten(self, node: ir.Node, index: int) -> bool:
-        """Gives a node the part of a constant that stays; tells whether that is less than all.
+    def shorten(self, node: ir.Node, index: int) -> None:
+        """Gives a node the part of a constant that stays, where that is less than all.
 
         Raises:
             PassError: nothing stays.
         """
         kept = [self.kept(axis) for axis in self._couplings.analysis.uses.get((node, index), ())]
         if all(part is None for part in kept):
-            return False
+            return
         array = self.view.constant(node.inputs[index])
         assert array is not None, "a use is of a constant"
         for axis, part in enumerate(kept):
@@ -70,7 +72,7 @@ class Cut:
                     raise PassError(f"node {node.name}: no channel would be left; keep one at least")
                 array = np.take(array, part, axis=axis)
         self.put(node, index, array)
-        return True
+        self.parts[node.name or "", index] = tuple(kept)
 
     def put(self, node: ir.Node, index: int, array: Array) -> None:
         """Gives a node a constant in the place of an input, which may be one after the last; equal ones are made once."""

@@ -15,23 +15,22 @@ _HEADS = (("num_heads", 0), ("q_num_heads", 0), ("kv_num_heads", 1))
 """Attributes that count heads, and the input whose heads they count."""
 
 
-def groups(cut: Cut, node: ir.Node) -> bool:
+def groups(cut: Cut, node: ir.Node) -> None:
     """A depthwise convolution has as many groups as channels."""
     axes = cut.axes(node.inputs[0])
     kept = cut.kept(axes[1]) if len(axes) > 1 else None
     count = attribute(node, "group", 1)
     if kept is None or count == 1 or axes[1] is None or count != axes[1].size:
-        return False
+        return
     node.attributes["group"] = ir.AttrInt64("group", kept.size)
-    return True
 
 
-def parts(cut: Cut, node: ir.Node) -> bool:
+def parts(cut: Cut, node: ir.Node) -> None:
     """The lengths that Split makes."""
     axes = cut.axes(node.inputs[0])
     axis = attribute(node, "axis", 0) % max(len(axes), 1)
     if not axes or cut.kept(axes[axis]) is None:
-        return False
+        return
     made = [cut.axes(value)[axis] for value in node.outputs]
     lengths = [cut.length(units) for units in made if units is not None]
     if cut.view.opset < 13:
@@ -39,14 +38,13 @@ def parts(cut: Cut, node: ir.Node) -> bool:
     else:
         node.attributes.pop("num_outputs", None)
         cut.put(node, 1, np.array(lengths, np.int64))
-    return True
 
 
-def bounds(cut: Cut, node: ir.Node) -> bool:
+def bounds(cut: Cut, node: ir.Node) -> None:
     """The bounds of Slice move by what goes before them."""
     axes = cut.axes(node.inputs[0])
     if not any(cut.kept(axis) is not None for axis in axes):
-        return False
+        return
     if len(node.inputs) > 1:
         starts, ends = (list(cut.view.integers(node.inputs[index]) or ()) for index in (1, 2))
         chosen = cut.view.integers(node.inputs[3]) if len(node.inputs) > 3 else tuple(range(len(starts)))
@@ -66,26 +64,23 @@ def bounds(cut: Cut, node: ir.Node) -> bool:
             cut.put(node, index, np.array(array, np.int64))
     elif changed:
         node.attributes["starts"], node.attributes["ends"] = ir.AttrInt64s("starts", starts), ir.AttrInt64s("ends", ends)
-    return changed
 
 
-def indices(cut: Cut, node: ir.Node) -> bool:
+def indices(cut: Cut, node: ir.Node) -> None:
     """The indices that Gather selects: those that stay, counted anew."""
     axes = cut.axes(node.inputs[0])
     units = axes[attribute(node, "axis", 0) % len(axes)] if axes else None
     chosen = cut.view.constant(node.inputs[1])
     if units is None or cut.kept(units) is None or chosen is None:
-        return False
+        return
     stays = cut.stays(units)
     wanted = chosen.astype(np.int64) % units.size
     cut.put(node, 1, (np.cumsum(stays) - 1)[wanted[stays[wanted]] if wanted.ndim else wanted].astype(chosen.dtype))
-    return True
 
 
-def lengths(cut: Cut, node: ir.Node) -> bool:
+def lengths(cut: Cut, node: ir.Node) -> None:
     """Lengths that Reshape, Expand and Resize are told."""
     index = 3 if node.op_type == "Resize" else 1
-    changed = False
     for axis, units in enumerate(cut.axes(node.outputs[0])):
         if units is None or cut.kept(units) is None or index >= len(node.inputs):
             continue
@@ -94,8 +89,6 @@ def lengths(cut: Cut, node: ir.Node) -> bool:
         if found is not None and content[found[1]] not in (0, 1, -1):
             content[found[1]] = cut.length(units)
             _write(cut, node, index, axis, np.array(content, np.int64))
-            changed = True
-    return changed
 
 
 def _write(cut: Cut, node: ir.Node, index: int, element: int, array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
@@ -116,9 +109,8 @@ def _write(cut: Cut, node: ir.Node, index: int, element: int, array: np.ndarray[
         element -= size
 
 
-def heads(cut: Cut, node: ir.Node) -> bool:
+def heads(cut: Cut, node: ir.Node) -> None:
     """The numbers of heads of fused attention."""
-    changed = False
     for name, index in _HEADS:
         packed = operator_of(node) == "com.microsoft::Attention"
         axes = cut.axes(node.outputs[0] if packed else node.inputs[index])
@@ -126,8 +118,6 @@ def heads(cut: Cut, node: ir.Node) -> bool:
         count = attribute(node, name, 0)
         if count and units is not None and cut.kept(units) is not None:
             node.attributes[name] = ir.AttrInt64(name, count * cut.length(units) // units.size)
-            changed = True
-    return changed
 
 
 _ATTENTION = (
@@ -135,7 +125,7 @@ _ATTENTION = (
     *("com.microsoft::GroupQueryAttention", "com.microsoft::Attention"),
 )
 
-FOLLOWERS: Mapping[str, Callable[[Cut, ir.Node], bool]] = {
+FOLLOWERS: Mapping[str, Callable[[Cut, ir.Node], None]] = {
     "Conv": groups,
     "com.microsoft::FusedConv": groups,
     "Split": parts,
@@ -144,4 +134,4 @@ FOLLOWERS: Mapping[str, Callable[[Cut, ir.Node], bool]] = {
     **dict.fromkeys(("Reshape", "Expand", "Resize"), lengths),
     **dict.fromkeys(_ATTENTION, heads),
 }
-"""By operator; each tells whether it changed anything."""
+"""By operator."""

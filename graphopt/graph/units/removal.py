@@ -13,8 +13,11 @@ from graphopt.graph.units.followers import FOLLOWERS
 from graphopt.graph.units.ties import Array
 from graphopt.graph.view import operator_of
 
+Parts = Mapping[tuple[str, int], tuple[Array | None, ...]]
+"""What stays of constants, by node and index of the input: the indices along each axis, None for all."""
 
-def remove(model: ir.Model, couplings: Couplings, gone: Mapping[str, Iterable[int]]) -> tuple[str, ...]:
+
+def remove(model: ir.Model, couplings: Couplings, gone: Mapping[str, Iterable[int]]) -> Parts:
     """Removes components of blocks from the model that the couplings were found on.
 
     Constants that others share are copied for the nodes that need fewer of them. Shapes of values that get shorter are forgotten.
@@ -25,7 +28,7 @@ def remove(model: ir.Model, couplings: Couplings, gone: Mapping[str, Iterable[in
         gone: for each block by name, the components (numbers below ``block.count``) that go.
 
     Returns:
-        The names of the nodes that were touched.
+        What stays of the constants that lost something.
 
     Raises:
         PassError: a constant would be left without any channel; the model is then half cut.
@@ -33,16 +36,14 @@ def remove(model: ir.Model, couplings: Couplings, gone: Mapping[str, Iterable[in
     blocks = {block.name: block for block in couplings.blocks}
     labels = [_labels(couplings, blocks[name], np.array(sorted(which), np.int64)) for name, which in gone.items()]
     cut = Cut(model, couplings, np.concatenate([*labels, np.zeros(0, np.int64)]))
-    touched = []
     for node in list(model.graph):
         follow = FOLLOWERS.get(operator_of(node))
-        changed = follow is not None and follow(cut, node)
+        if follow is not None:
+            follow(cut, node)
         for index in range(len(node.inputs)):
-            changed |= cut.shorten(node, index)
-        if changed:
-            touched.append(node.name or "")
+            cut.shorten(node, index)
     cut.finish()
-    return tuple(touched)
+    return cut.parts
 
 
 def _labels(couplings: Couplings, block: Block, which: Array) -> Array:

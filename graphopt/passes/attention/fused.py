@@ -7,6 +7,7 @@ import onnx_ir as ir
 from graphopt.graph.attention import AttentionView, attention_at, masks_come_last
 from graphopt.graph.edits import Builder
 from graphopt.graph.forms import reshape
+from graphopt.graph.masks import why_row_may_vanish
 from graphopt.graph.view import View
 from graphopt.passes.rules import Change, Miss, rule
 
@@ -16,9 +17,10 @@ _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.Data
 def fuse_attention(node: ir.Node, view: View) -> Change | Miss | None:
     """Replaces softmax(scale * q kᵀ + mask) v with Attention(q, k, v, mask).
 
-    When the model's opset has the operator (23), q, k and v are [batch, heads, length, size], masks are added, no row is
-    guarded against hiding all keys, and nothing in between is used elsewhere. Rounding-level. For portable results, so that any
-    runtime can choose its kernel; on ONNX Runtime's CPU 1.0 to 1.7 times as fast as the parts with repeated keys.
+    When the model's opset has the operator (23), q, k and v are [batch, heads, length, size], masks are added and surely
+    hide no row whole (which gives NaN in parts, and not in every kernel of the operator), and nothing in between is used
+    elsewhere. Rounding-level. For portable results, so that any runtime can choose its kernel; on ONNX Runtime's CPU 1.0 to
+    1.7 times as fast as the parts with repeated keys.
     """
     softmax = view.producer(node.inputs[0], "Softmax", "Reshape")
     if softmax is not None and softmax.op_type == "Reshape":
@@ -56,6 +58,8 @@ def _why_not(found: AttentionView, softmax: ir.Node, view: View) -> str:
         return "an intermediate result is used elsewhere"
     if any(view.dtype(mask) != view.dtype(found.query) or not 2 <= (view.rank(mask) or 0) <= 4 for mask in found.masks):
         return "a mask is not one that is added to the scores"
+    if reason := why_row_may_vanish(found.masks, view):
+        return reason
     values = (found.query, found.key, found.value, softmax.outputs[0])
     shapes = [shape for value in values if (shape := view.shape(value)) is not None and len(shape) == 4]
     if len(shapes) < len(values) or view.dtype(found.query) not in _FLOATS:
@@ -65,6 +69,9 @@ def _why_not(found: AttentionView, softmax: ir.Node, view: View) -> str:
         return "the heads are not on the second axis"
     if scores[1:3] != query[1:3] or found.heads % found.kv_heads:
         return "the scores are laid out in another way"
+    masks = [view.shape(mask) or () for mask in found.masks]
+    if masks and any(all(mask[axis] != scores[axis] for mask in masks) for axis in (-1, -2)):
+        return "the masks broadcast along queries or keys, where the runtime's kernel does not"
     return ""
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.graph.attention import attention_at, masks_come_last
 from graphopt.graph.edits import Builder
 from graphopt.graph.forms import numbers_constant
-from graphopt.graph.masks import bounds, leaves_finite, why_row_may_vanish
+from graphopt.graph.masks import why_row_may_vanish
 from graphopt.graph.view import Array, View, attribute, input_of, operator_of
 from graphopt.passes.rules import Change, Miss, rule
 
@@ -37,14 +37,8 @@ def drop_row_guard(node: ir.Node, view: View) -> Change | Miss | None:
         return Miss("scores are changed after they were masked")
     if any(view.dtype(mask) == ir.DataType.BOOL for mask in attention.masks):
         return Miss("a condition may hide whole rows")
-    if len(attention.masks) == 1 and (reason := why_row_may_vanish(attention.masks[0], view)):
-        return Miss(reason)
-    if len(attention.masks) > 1:
-        intervals = [bounds(mask, view) for mask in attention.masks]
-        lowest = sum(-np.inf if interval is None else interval[0] for interval in intervals)
-        if not leaves_finite(lowest, view.dtype(softmax.inputs[0])):
-            return Miss("several masks together may hide whole rows")
-    return Change(lambda _: softmax.outputs[0])
+    reason = why_row_may_vanish(attention.masks, view)
+    return Miss(reason) if reason else Change(lambda _: softmax.outputs[0])
 
 
 def guard_rows_once(node: ir.Node, view: View) -> Change | Miss | None:
@@ -66,6 +60,8 @@ def guard_rows_once(node: ir.Node, view: View) -> Change | Miss | None:
         return Miss("several masks together may hide whole rows")
     if sum(use.node.op_type == "Add" for use in mask.uses()) < _SHARED and not _is_looked_at(mask):
         return Miss(f"fewer than {_SHARED} attentions share the mask")
+    if not view.runs("IsInf", mask):
+        return Miss("there is no IsInf for its element type")
     if not view.is_private(added.outputs[0]) or len(softmax.outputs[0].uses()) != 2 or softmax.outputs[0].is_graph_output():
         return Miss("the probabilities are used elsewhere")
     scores = added.inputs[1 if added.inputs[0] is mask else 0]

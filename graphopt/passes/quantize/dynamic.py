@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.graph.edits import Builder
 from graphopt.passes.base import Context, GuidedPass, Role
-from graphopt.passes.quantize.linear import Place, places_of, replace, solve
-from graphopt.solve.grid import Quantized, Scheme
+from graphopt.passes.quantize.candidates import that_pay
+from graphopt.passes.quantize.linear import Form, places_of, replace, solve
+from graphopt.solve.grid import Scheme
 from graphopt.targets.emit import DYNAMIC_QUANTIZE_MATMUL, dynamic_quantize_matmul
 
-_BITS = 8
+_FORM = Form(DYNAMIC_QUANTIZE_MATMUL, Scheme(8), dynamic_quantize_matmul)
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Dynamic(GuidedPass):
 
     Applies to float32 layers with one constant matrix. Weights get one scale per output channel, chosen with samples by GPTQ in the
     metric of the layer's inputs, without any by least squared error; the range of the data is found at each call. Approximate: the
-    data of one call share one scale. Takes a quarter of the bytes; two to five times as fast as float from a few rows on.
+    data of one call share one scale. Takes a quarter of the bytes; two to five times as fast as float, from a few hundred inputs on:
+    layers that are slower on this machine, measured by shape, stay as they are.
 
     Attributes:
         include: globs on the names of nodes or weights; all layers where empty.
@@ -38,10 +39,7 @@ class Dynamic(GuidedPass):
     min_size: int = 4096
 
     def run(self, model: ir.Model, context: Context) -> bool:
-        """Quantizes all layers that the target has a kernel for."""
-        places = places_of(model, self.name, DYNAMIC_QUANTIZE_MATMUL, context, self.include, self.exclude, self.min_size)
-        return replace(model, solve(model, places, Scheme(_BITS), context), self.name, DYNAMIC_QUANTIZE_MATMUL, _emit)
-
-
-def _emit(op: Builder, place: Place, weight: Quantized) -> ir.Value:
-    return dynamic_quantize_matmul(op, place.layer.input, weight, place.bias, place.layer.value.name or "")
+        """Quantizes all layers that the target has a kernel for and that are not slower for it on this machine."""
+        places = places_of(model, self.name, _FORM.operator, context, self.include, self.exclude, self.min_size)
+        paying = that_pay(model, places, _FORM, self.name, context)
+        return replace(model, solve(model, paying, _FORM.scheme, context), self.name, _FORM)

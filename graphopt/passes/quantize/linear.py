@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,16 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import ledger
-from graphopt.graph.edits import Builder, Names, can_stand_for, remove_dead, remove_node, replace_value
+from graphopt.graph.edits import Builder, Names
 from graphopt.graph.layers import MATMULS, Layer, layers_of, select
 from graphopt.graph.view import View, attribute, operator_of
 from graphopt.passes.base import Context
-from graphopt.runtime.statistics import Request
-from graphopt.solve.gptq import gptq
+from graphopt.passes.quantize.replacing import take_place
+from graphopt.runtime.statistics import Request, states_of
+from graphopt.solve.gptq import COARSE, gptq
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.solve.metric import Metric
+from graphopt.solve.polish import polish
 from graphopt.targets import TARGETS
 
 Array = np.ndarray[Any, Any]
@@ -60,7 +62,23 @@ class Solved:
     error: float
 
 
-Emit = Callable[[Builder, Place, Quantized], ir.Value]
+Multiply = Callable[[Builder, ir.Value, Quantized, Array | None, str], ir.Value]
+"""Makes ``data W^T + bias`` of data, weight, bias, and a wish for names, as functions of :mod:`graphopt.targets.emit` do."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer may become.
+
+    Attributes:
+        operator: planned to run, as ``domain::operator``.
+        scheme: of the weight.
+        make: makes it.
+    """
+
+    operator: str
+    scheme: Scheme
+    make: Multiply
 
 
 def places_of(
@@ -111,37 +129,59 @@ def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Con
     Returns:
         The layers by rising error, so that whoever looks for the one at which too much is lost has the harmless ones before it.
     """
-    inside = {node.name for node in model.graph}
-    names = tuple(place.layer.name for place in places if place.layer.name in inside)
-    known = {} if context.samples.is_synthetic or not names else context.statistics(model, Request(layers=names)).layers
+    states = {} if context.samples.is_synthetic else states_of(model)
+    waiting = [place for place in places if _before(place, scheme, states, context) is None]
+    seen = tuple(place.layer.name for place in waiting if _state(place, states))
+    known = context.statistics(model, Request(layers=seen)).layers if seen else {}
+    for place in waiting:
+        found = known.get(place.layer.name)
+        fixed = _tensor(place), _state(place, states)
+        context.solved[_key(place, scheme)] = (*fixed, *_solved(place.weight(), None if found is None else found.gram, scheme))
     solved = []
     for place in places:
-        found, tensor = known.get(place.layer.name), place.layer.value.const_value
-        key = (place.layer.name, place.layer.scale, scheme)
-        before = context.solved.get(key)  # clones share their tensors
-        if before is None or before[0] is not tensor or before[1] is not found:
-            before = context.solved[key] = (tensor, found, *_solved(place.weight(), None if found is None else found.gram, scheme))
-        solved.append(Solved(place, before[2], before[3]))
+        before = _before(place, scheme, states, context)
+        assert before is not None, "all have been solved"
+        solved.append(Solved(place, *before))
     return sorted(solved, key=lambda one: one.error)
+
+
+def _before(place: Place, scheme: Scheme, states: Mapping[str, str], context: Context) -> tuple[Quantized, float] | None:
+    """What was worked out already, for an earlier attempt perhaps: it holds for the same weight (clones share it) with the same input."""
+    tensor, state, *found = context.solved.get(_key(place, scheme), (None, None, None, None))
+    return (found[0], found[1]) if tensor is _tensor(place) and state == _state(place, states) else None
+
+
+def _key(place: Place, scheme: Scheme) -> tuple[str, float, Scheme]:
+    return place.layer.name, place.layer.scale, scheme
+
+
+def _tensor(place: Place) -> ir.TensorProtocol | None:
+    return ir.convenience.get_const_tensor(place.layer.value)
+
+
+def _state(place: Place, states: Mapping[str, str]) -> str | None:
+    """How the layer's input is computed; None where no samples were run or none reach it."""
+    return states.get(f"layer:{place.layer.name}")
 
 
 def _solved(weight: Array, gram: Array | None, scheme: Scheme) -> tuple[Quantized, float]:
     metric = Metric(gram)
     quantized = gptq(weight, metric, scheme)
+    if scheme.bits <= COARSE:
+        quantized = polish(weight, metric, quantized, rounds=1)
     size = float(metric.error(weight, np.zeros_like(weight)).sum())
     lost = float(metric.error(weight, quantized.weight).sum())
     return quantized, (lost / size) ** 0.5 if size else 0.0
 
 
-def replace(model: ir.Model, solved: Sequence[Solved], pass_name: str, operator: str, emit: Emit) -> bool:
+def replace(model: ir.Model, solved: Sequence[Solved], pass_name: str, form: Form) -> bool:
     """Puts an operator in the place of each layer that the ledger allows, and tells whether there was any.
 
     Args:
         model: rewritten in place.
         solved: the layers, in the order in which the ledger is asked.
         pass_name: whose rewrites they are.
-        operator: planned to run in their place.
-        emit: makes it.
+        form: what they become.
     """
     names, changed = Names(model), False
     for one in solved:
@@ -149,12 +189,14 @@ def replace(model: ir.Model, solved: Sequence[Solved], pass_name: str, operator:
         if not ledger.allow(key):
             continue
         builder = Builder(one.place.anchor, names)
-        removed = _replace(one.place.anchor, emit(builder, one.place, one.weight), builder)
+        layer = one.place.layer
+        new = form.make(builder, layer.input, one.weight, one.place.bias, layer.value.name or "")
+        removed = take_place(one.place.anchor, [new], builder)
         added = tuple(node.name or "" for node in builder.added)
-        ledger.record(ledger.Rewrite(key, removed, added, kernels=(operator,), predicted_error=one.error))
+        ledger.record(ledger.Rewrite(key, removed, added, kernels=(form.operator,), predicted_error=one.error))
         changed = True
     if changed:
-        model.graph.opset_imports.setdefault(operator.partition("::")[0], 1)
+        model.graph.opset_imports.setdefault(form.operator.partition("::")[0], 1)
     return changed
 
 
@@ -196,16 +238,3 @@ def _vector(value: ir.Value | None, out: int, view: View) -> Array | None:
     if array is None or array.dtype != np.float32 or array.ndim > 2 or not (array.size == 1 or array.size == array.shape[-1] == out):
         return None
     return np.broadcast_to(array.reshape(-1), (out,))
-
-
-def _replace(anchor: ir.Node, new: ir.Value, builder: Builder) -> tuple[str, ...]:
-    """Lets a value take the place of an anchor's output; returns the names of the nodes that went."""
-    old = anchor.outputs[0]
-    if not can_stand_for(old, new):
-        new = builder.op("Identity", new)
-    name, keeps_name = old.name or "", not old.is_graph_output()
-    replace_value(old, new)
-    if keeps_name:
-        old.name, new.name = f"{name}/replaced", name
-    gone = [anchor, *remove_dead(remove_node(anchor)).nodes]
-    return tuple(node.name or "" for node in gone)

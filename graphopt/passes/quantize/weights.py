@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from graphopt.graph.edits import Builder
 from graphopt.passes.base import Context, GuidedPass, Role
-from graphopt.passes.quantize.linear import Place, places_of, replace, solve
-from graphopt.solve.grid import Quantized, Scheme
+from graphopt.passes.quantize.linear import Form, places_of, replace, solve
+from graphopt.solve.grid import Scheme
 from graphopt.targets.emit import MATMUL_NBITS, matmul_nbits
 
 
@@ -43,10 +42,6 @@ class Weights(GuidedPass):
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Quantizes all layers that the target has a kernel for."""
-        places = places_of(model, self.name, MATMUL_NBITS, context, self.include, self.exclude, self.min_size)
-        scheme = Scheme(self.bits, self.symmetric, self.block, mirrored=self.symmetric)
-        return replace(model, solve(model, places, scheme, context), self.name, MATMUL_NBITS, _emit)
-
-
-def _emit(op: Builder, place: Place, weight: Quantized) -> ir.Value:
-    return matmul_nbits(op, place.layer.input, weight, place.bias, place.layer.value.name or "")
+        form = Form(MATMUL_NBITS, Scheme(self.bits, self.symmetric, self.block, mirrored=self.symmetric), matmul_nbits)
+        places = places_of(model, self.name, form.operator, context, self.include, self.exclude, self.min_size)
+        return replace(model, solve(model, places, form.scheme, context), self.name, form)

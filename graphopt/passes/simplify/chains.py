@@ -8,10 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edits import Builder
-from graphopt.graph.forms import clip, clip_bounds
 from graphopt.graph.view import Array, View
 from graphopt.passes.rules import Change, Miss, rule
-from graphopt.passes.simplify.identities import keep
 
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _MANTISSA = {ir.DataType.FLOAT16: 10, ir.DataType.FLOAT: 23, ir.DataType.DOUBLE: 52}
@@ -35,23 +33,6 @@ def merge_multiplied_constants(node: ir.Node, view: View) -> Change | Miss | Non
     When the inner result has no other use and c is finite and nowhere newly zero. Floats only. Rounding-level; one node less.
     """
     return _merge(node, view, {"Mul": 1, "Div": -1}, _product)
-
-
-def merge_clips(node: ir.Node, view: View) -> Change | None:
-    """Replaces a Clip or Relu of a Clip or Relu with one Clip.
-
-    When all bounds are constant and in order and the inner result has no other use. Exact; one node less.
-    """
-    inner = view.producer(node.inputs[0], "Clip", "Relu")
-    if inner is None or inner.inputs[0] is None or not view.is_private(inner.outputs[0]) or view.dtype(inner.inputs[0]) not in _FLOATS:
-        return None
-    value, first, second = inner.inputs[0], clip_bounds(inner, view), clip_bounds(node, view)
-    if first is None or second is None or first[0] > first[1] or second[0] > second[1]:
-        return None
-    low, high = (float(min(max(bound, second[0]), second[1])) for bound in first)
-    if (low, high) == first:
-        return keep(inner.outputs[0])
-    return Change(lambda op: clip(op, view, value, (low, high)))
 
 
 Combine = Callable[[Array, Array, int, int], Array | None]
@@ -127,6 +108,5 @@ def _operands(node: ir.Node, view: View) -> tuple[ir.Value, Array] | None:
 RULES = (
     rule(merge_added_constants, "Add", "Sub"),
     rule(merge_multiplied_constants, "Mul", "Div"),
-    rule(merge_clips, "Clip", "Relu"),
 )
 """The table of this module."""

@@ -68,24 +68,6 @@ def drop_neutral_operand(node: ir.Node, view: View) -> Change | Miss | None:
     return None
 
 
-def cancel_involutions(node: ir.Node, view: View) -> Change | None:
-    """Replaces Neg(Neg(x)) and Not(Not(x)) with x.
-
-    Exact; two nodes less where the inner one has no other use.
-    """
-    inner = view.producer(node.inputs[0], node.op_type)
-    return None if inner is None or inner.inputs[0] is None else keep(inner.inputs[0])
-
-
-def drop_repeated(node: ir.Node, view: View) -> Change | None:
-    """Replaces Relu(Relu(x)), Abs(Abs(x)), Floor(Floor(x)), Ceil(Ceil(x)), Round(Round(x)) and Sign(Sign(x)) with the inner one.
-
-    Exact; one node less.
-    """
-    inner = view.producer(node.inputs[0], node.op_type)
-    return None if inner is None else keep(inner.outputs[0])
-
-
 def drop_cast(node: ir.Node, view: View) -> Change | None:
     """Replaces Cast(x) and CastLike(x, y) with x.
 
@@ -94,20 +76,6 @@ def drop_cast(node: ir.Node, view: View) -> Change | None:
     value = node.inputs[0]
     target = view.dtype(node.inputs[1]) if node.op_type == "CastLike" else ir.DataType(attribute(node, "to", 0))
     return keep(value) if value is not None and target is not None and view.dtype(value) == target else None
-
-
-def merge_casts(node: ir.Node, view: View) -> Change | None:
-    """Replaces Cast(Cast(x)) with Cast(x).
-
-    When every number of the type of x is a number of the type in between, so that the inner Cast loses nothing. Exact.
-    """
-    inner = view.producer(node.inputs[0], "Cast")
-    if inner is None or inner.inputs[0] is None or not view.is_private(inner.outputs[0]):
-        return None
-    value, source, middle = inner.inputs[0], view.dtype(inner.inputs[0]), ir.DataType(attribute(inner, "to", 0))
-    if source is None or not _holds_all_of(middle, source):
-        return None
-    return Change(lambda op: op.copy(node, value))
 
 
 def drop_single_input(node: ir.Node, view: View) -> Change | None:
@@ -213,34 +181,11 @@ def _is_filled_with(value: ir.Value, number: float, view: View) -> bool:
     return found is not None and found.size > 0 and bool(found.flat[0] == number) and bool(np.all(found == number))
 
 
-_MANTISSA = {ir.DataType.FLOAT16: 11, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 24, ir.DataType.DOUBLE: 53}
-_EXPONENT = {ir.DataType.FLOAT16: 5, ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT: 8, ir.DataType.DOUBLE: 11}
-_INTEGERS = {
-    getattr(ir.DataType, f"{sign}{bits}"): (bits - (sign == "INT"), sign == "INT") for sign in ("INT", "UINT") for bits in (8, 16, 32, 64)
-}
-"""Bits of the magnitude, and whether there is a sign."""
-
-
-def _holds_all_of(wide: ir.DataType, narrow: ir.DataType) -> bool:
-    """Whether every number of one type is a number of another."""
-    if narrow == ir.DataType.BOOL:
-        return wide in _INTEGERS or wide in _MANTISSA
-    if narrow in _INTEGERS:
-        bits, signed = _INTEGERS[narrow]
-        if wide in _MANTISSA:
-            return bits <= _MANTISSA[wide]
-        return wide in _INTEGERS and bits <= _INTEGERS[wide][0] and (_INTEGERS[wide][1] or not signed)
-    return narrow in _MANTISSA and wide in _MANTISSA and _MANTISSA[narrow] <= _MANTISSA[wide] and _EXPONENT[narrow] <= _EXPONENT[wide]
-
-
 RULES = (
     rule(drop_identity, "Identity"),
     rule(drop_dropout, "Dropout"),
     rule(drop_neutral_operand, *_NEUTRAL),
-    rule(cancel_involutions, "Neg", "Not"),
-    rule(drop_repeated, "Relu", "Abs", "Floor", "Ceil", "Round", "Sign"),
     rule(drop_cast, "Cast", "CastLike"),
-    rule(merge_casts, "Cast"),
     rule(drop_single_input, "Concat", "Sum", "Max", "Min", "Mean", "Split"),
     rule(drop_same_shape, "Expand", "Tile"),
     rule(drop_empty_pad, "Pad"),

@@ -1,0 +1,119 @@
+"""How often each rule of the exact passes fires: on trained models, on well-known architectures, on ONNX's backend suite."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import results
+from models import ROOT, all_models
+from rich.console import Console
+
+from graphopt import files, optimize
+from graphopt.errors import GraphoptError
+from graphopt.passes import find
+from graphopt.passes.rules import rule_names
+from graphopt.recipe import preset
+from graphopt.stage import Stage
+
+sys.path.insert(0, str(ROOT))
+from tests.test_backend import recorded_cases, variants
+
+_BACKEND, _PORTABLE = "backend suite", "backend suite, portable"
+_RECIPE = preset("exact").changed(verify="structure")
+
+
+def source_of(path: Path) -> str:
+    """The kind of model that a file is, by the folder that it lies in."""
+    for variable, name in (("GRAPHOPT_ZOO", "trained"), ("GRAPHOPT_ARCH", "architectures")):
+        if os.environ.get(variable) and Path(os.environ[variable]).resolve() in path.resolve().parents:
+            return name
+    return "examples"
+
+
+def fired_on_file(path: Path) -> Counter[str]:
+    """How often each rule fires on a model file, as ``pass/rule``."""
+    return Counter(optimize(path, recipe=_RECIPE).ledger.counts())
+
+
+def fired_on_suite(target: str) -> Counter[str]:
+    """How often each rule fires for a target on all cases of the backend suite, as they are and with constant inputs."""
+    stage = Stage(tuple(_RECIPE.changed(target=target).build()))
+    counts: Counter[str] = Counter()
+    for case in (variant for one in recorded_cases() for variant in variants(one)):
+        try:
+            model = files.from_proto(case.proto)
+        except GraphoptError:
+            continue  # refused with a message, as it would be on the command line
+        attempt = stage.attempt(model, frozenset())
+        counts.update(f"{rewrite.key.pass_name}/{rewrite.key.rule}" for rewrite in attempt.recorder.rewrites)
+    return counts
+
+
+def all_rules() -> list[str]:
+    """Every rule of the exact passes, and every step of those without a table, in order, as ``pass/rule``."""
+    return [f"{spec.name}/{name}" for spec in _RECIPE.passes for name in rule_names(find(spec.name))]
+
+
+def page(counts: dict[str, Counter[str]], models: dict[str, dict[str, int]]) -> list[str]:
+    """The page of results."""
+    rules = all_rules()
+    silent = [name for name in rules if not any(found[name] for found in counts.values())]
+    rows = ([name, *(found[name] or "-" for found in counts.values()), _where(name, models)] for name in rules)
+    return [
+        "# How often each rule fires",
+        "",
+        "Written by `benchmarks/firing.py`: rewrites of the exact passes, nothing taken back by measurements, for the target `cpu`; on",
+        "the backend suite for `portable` too. The suite is `onnx.backend.test`, each case as it is, with all inputs but the first as",
+        "constants, and with all as constants. What rules gain that fire on no model is in `gains.md`, on small graphs.",
+        "",
+        f"Fires nowhere: {', '.join(silent) or 'none'}",
+        "",
+        *results.table(["rule", *counts, "models"], rows),
+    ]
+
+
+def _where(name: str, models: dict[str, dict[str, int]]) -> str:
+    """How many model files a rule fires on, and the first few of them."""
+    found = [model for model, counts in models.items() if counts.get(name)]
+    return f"{len(found)}: {', '.join(found[:3])}{', …' if len(found) > 3 else ''}" if found else "-"
+
+
+def count(wanted: Sequence[str], console: Console) -> tuple[dict[str, Counter[str]], dict[str, dict[str, int]]]:
+    """Counts by kind of model, and by model."""
+    by_source: dict[str, Counter[str]] = {name: Counter() for name in ("trained", "architectures", "examples")}
+    by_model: dict[str, dict[str, int]] = {}
+    for model in all_models(wanted):
+        found = fired_on_file(model.path)
+        by_source[source_of(model.path)].update(found)
+        by_model[model.name] = dict(found)
+        console.print(model.name, found.total())
+    return by_source, by_model
+
+
+def _print(counts: Iterable[tuple[str, int]], console: Console) -> None:
+    for name, number in counts:
+        console.print(f"{number:6} {name}")
+
+
+def main() -> None:
+    """Counts over everything and writes the page; over chosen models it only prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help="files, or parts of names (default: all models and the backend suite)")
+    wanted = parser.parse_args().models
+    console = Console(width=180)
+    counts, models = count(wanted, console)
+    if wanted:
+        _print(sum(counts.values(), Counter[str]()).most_common(), console)
+        return
+    counts[_BACKEND], counts[_PORTABLE] = fired_on_suite("cpu"), fired_on_suite("portable")
+    data = {"version": 1, "rules": {name: {source: found[name] for source, found in counts.items()} for name in all_rules()}}
+    results.write("firing", page(counts, models), data | {"models": models})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Races between forms of the same computation on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.passes.base import Context
+from graphopt.runtime.session import Session, SessionOptions, open_session
+
+_ROUNDS = 9
+_SHORTEST_S = 1e-3
+_LONGEST_S = 2.0
+
+Feed = Mapping[str, "np.ndarray[Any, Any]"]
+
+
+def remembered(context: Context, key: Hashable, race: Callable[[], list[float]]) -> list[float]:
+    """The times of a race, which is run once for all attempts at a stage.
+
+    Args:
+        context: of the pass.
+        key: names the race.
+        race: runs it.
+    """
+    place = ("race", key)
+    if place not in context.solved:
+        context.solved[place] = race()
+    times: list[float] = context.solved[place]
+    return times
+
+
+def seconds_of(models: Sequence[ir.Model], feed: Feed, options: SessionOptions) -> list[float]:
+    """The median time of a run of each model; they take turns, so that what else the machine does falls on all of them.
+
+    Args:
+        models: with the same inputs.
+        feed: what they run on.
+        options: how they run.
+
+    Raises:
+        SessionError: one does not load or does not run.
+    """
+    sessions = [open_session(model, "all", options) for model in models]
+    for session in sessions:
+        session.run(feed)  # the first run allocates
+    repeats = [max(1, round(_SHORTEST_S / max(_seconds(session, feed, 1), 1e-9))) for session in sessions]
+    times: list[list[float]] = [[] for _ in sessions]
+    start = time.perf_counter()
+    for number in range(_ROUNDS):
+        order = range(len(sessions)) if number % 2 else range(len(sessions) - 1, -1, -1)
+        for place in order:
+            times[place].append(_seconds(sessions[place], feed, repeats[place]))
+        if time.perf_counter() - start > _LONGEST_S and number >= 2:
+            break
+    return [statistics.median(each) for each in times]
+
+
+def _seconds(session: Session, feed: Feed, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        session.run(feed)
+    return (time.perf_counter() - start) / repeats
