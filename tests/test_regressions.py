@@ -136,3 +136,14 @@ def test_a_rounding_before_a_hard_sigmoid_stays() -> None:
     after = rewrite(text, Activations())
     assert operators(after)[:2] == ["Add", "Sub"]
     assert_same_outputs(parse(text), after, {"x": np.array([0.4, 0.6, 2.7], np.float32)})
+
+
+def test_the_root_in_the_norm_of_a_vector_stays_a_power() -> None:
+    """With Sqrt, the runtime takes the normalized vector for the scale, and does not load the model it makes."""
+    text = (
+        "(float[6] x, float[6] w) => (float[6] y) <float two = {2}, float half = {0.5}, float epsilon = {0.001}> "
+        "{ s = Pow(x, two) m = ReduceMean<axes = [-1], keepdims = 1>(s) e = Add(m, epsilon) r = Pow(e, half) d = Div(x, r) y = Mul(w, d) }"
+    )
+    after = rewrite(text, Algebra(), opset=13)
+    assert operators(after).count("Pow") == 2
+    assert_same_outputs(parse(text, 13), after)

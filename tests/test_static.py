@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
-from graphopt.passes.quantize.static import Static
+from graphopt.passes.quantize.static import Static, prefix
 from graphopt.passes.quantize.static.islands import Plan, plan_of
 from graphopt.passes.quantize.static.kernels import Ground
 from graphopt.runtime.kernels import executed_kernels
@@ -83,7 +83,7 @@ def quantized(model: ir.Model, chosen: Static = Static(), denied: frozenset[ledg
     """Quantizes a model in place, and checks that it is sound, close to what it was, and runs as planned."""
     samples, before = samples_of(model), model.clone()
     with ledger.recording(ledger.Recorder(denied)) as recorder:
-        assert chosen.run(model, Context(samples, "cpu"))
+        assert chosen.run(model, Context(samples, "cpu", measures=False))
     verify_structure(model)
     counts = executed_kernels(model).counts
     for rewrite in recorder.rewrites:
@@ -192,7 +192,7 @@ def test_products_run_within_islands() -> None:
     assert runs(model).count("QLinearConv") == 2
     assert conversions(model) == (1, 1)
     alone = model_of("y = Gemm<transB = 1>(x, matrix, b)", shape="4, 16", output="N, C")
-    assert not Static().run(alone, Context(samples_of(alone), "cpu"))
+    assert not Static().run(alone, Context(samples_of(alone), "cpu", measures=False))
 
 
 def test_values_cut_off_start_at_zero_and_end_where_they_are_cut() -> None:
@@ -203,7 +203,7 @@ def test_values_cut_off_start_at_zero_and_end_where_they_are_cut() -> None:
     assert ceilings == {"x": None, "r": 6.0, "y": None}
     wide = samples_of(model)
     big = Samples.open([{"x": 100 * feed["x"]} for feed in wide], signature_of(model))
-    Static().run(model, Context(big, "cpu"))
+    Static().run(model, Context(big, "cpu", measures=False))
     [quantize] = [node for node in model.graph if node.op_type == "QuantizeLinear" and node.inputs[0].name == "r"]  # type: ignore[union-attr]
     scale, zero_point = (value.const_value.numpy() for value in quantize.inputs[1:])  # type: ignore[union-attr]
     assert zero_point == 0
@@ -255,7 +255,7 @@ def test_without_real_samples_nothing_happens() -> None:
     """Made-up samples tell no ranges: the ledger says what to give."""
     model = model_of(CONV2.format("x"))
     with ledger.recording(ledger.Recorder()) as recorder:
-        assert not Static().run(model, Context(Samples.synthetic(model), "cpu"))
+        assert not Static().run(model, Context(Samples.synthetic(model), "cpu", measures=False))
     assert "--data" in recorder.notes[0]
 
 
@@ -281,7 +281,7 @@ def test_seven_bits_fit_into_sixteen() -> None:
 def test_ranges_by_all_rules(rule: Any) -> None:
     """All rules give grids, and the same kernels run."""
     model = model_of(f"{CONV1} r = Relu(c1) {CONV2.format('r')}")
-    assert Static(ranges=rule).run(model, Context(samples_of(model), "cpu"))
+    assert Static(ranges=rule).run(model, Context(samples_of(model), "cpu", measures=False))
     assert runs(model) == "QLinearConv QLinearConv"
 
 
@@ -289,7 +289,7 @@ def test_layers_are_asked_for_one_by_one() -> None:
     """With leave for one rewrite the most harmless layer is quantized, and that one alone."""
     model = model_of(f"{CONV1} {CONV2.format('c1')}")
     with ledger.recording(ledger.Recorder(limit=1)) as recorder:
-        assert Static().run(model, Context(samples_of(model), "cpu"))
+        assert Static().run(model, Context(samples_of(model), "cpu", measures=False))
     assert len(recorder.rewrites) == 1
     assert runs(model) == "Conv QLinearConv"
 
@@ -309,3 +309,22 @@ def test_one_number_moves_the_grid(nodes: str, expected: str) -> None:
     quantized(model)
     assert runs(model) == expected
     assert conversions(model) == (1, 1)
+
+
+def test_first_layers_that_do_not_pay_stay_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest of four models decides, and the ledger has the figures."""
+    keys = [ledger.Key("static", "", f"layer{number}") for number in range(6)]
+    tried: list[int] = []
+
+    def variant(in_float: Sequence[ledger.Key]) -> ir.Model:
+        tried.append(len(in_float))
+        return parse("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+
+    monkeypatch.setattr(prefix, "seconds_of", lambda models, feed, options: [1.0, 0.8, 0.7, 0.9])
+    samples = Samples(lambda: iter([{"x": np.zeros((3, 4), np.float32)}]), 1, "one sample")
+    with ledger.recording(ledger.Recorder()) as recorder:
+        assert prefix.slow_prefix(keys, variant, Context(samples, "cpu")) == keys[:2]
+    assert tried == [0, 1, 2, 4]
+    assert [drop.key for drop in recorder.declined] == keys[:2]
+    assert "0.70 of the time" in recorder.declined[0].reason
+    assert prefix.slow_prefix(keys, variant, Context(samples, "cpu", measures=False)) == []

@@ -43,8 +43,8 @@ def _mask(g: Grower, kind: str, scores: Value) -> Value:
     condition = g.fresh(4, "bool", shape)
     if g.choices.chance(40):
         numbers = g.op("Cast", [condition], shape, scores.dtype, bound=1.0, to=_code(scores.dtype))
-        hidden = g.op("Sub", [g.number(1, scores), numbers], shape)
-        return g.op("Mul", [hidden, g.number(_finite(g), scores)], shape, bound=_ENDLESS)
+        share = g.op("Sub", [g.number(1, scores), numbers], shape)
+        return g.op("Mul", [share, g.number(_finite(g), scores)], shape, bound=_ENDLESS)
     return g.op("Where", [condition, g.number(0, scores), g.number(_finite(g), scores)], shape, scores.dtype, _ENDLESS)
 
 

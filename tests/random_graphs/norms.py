@@ -139,7 +139,7 @@ def _wide(g: Grower) -> Value:
     """A value [batch, positions, width] with a hundred numbers or some thousands."""
     batch, width = g.choices.one_of([(2, 3), (2, 2)]), g.choices.one_of([32, 32, 32, 8])
     shape = (batch, g.choices.one_of([(5, 4), (5, 4), (16, 16)]), (width, width))
-    found = g.pick(lambda v: v.dtype == g.model.kind and v.rank == 3 and v.shape[2] == shape[2])
+    found = g.pick(lambda v: v.dtype == g.model.kind and v.is_plain and v.rank == 3 and v.shape[2] == shape[2])
     return g.tamed(found, 4.0) if found is not None and g.choices.chance(60) else g.fresh(3, shape=shape)
 
 

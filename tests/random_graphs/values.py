@@ -45,6 +45,11 @@ class Value:
         return self.dtype in ("float16", "float32", "float64")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether all its lengths are static or have a name, so that an input may have its shape."""
+        return all(is_static(size) or size in SYMBOLS.values() for size in self.shape)
+
+    @property
     def static(self) -> tuple[int, ...] | None:
         """The shape, where all lengths are static."""
         return tuple(size[0] for size in self.shape) if all(map(is_static, self.shape)) else None

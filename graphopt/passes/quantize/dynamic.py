@@ -29,6 +29,7 @@ class Dynamic(GuidedPass):
         include: globs on the names of nodes or weights; all layers where empty.
         exclude: globs on those that stay in float.
         min_size: weights from which a layer is worth it.
+        narrow: names of layers whose weights get 7 bits, so that 16 bits hold the sum of two products.
     """
 
     name: ClassVar[str] = "dynamic"
@@ -37,9 +38,10 @@ class Dynamic(GuidedPass):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_size: int = 4096
+    narrow: tuple[str, ...] = ()
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Quantizes all layers that the target has a kernel for and that are not slower for it on this machine."""
         places = places_of(model, self.name, _FORM.operator, context, self.include, self.exclude, self.min_size)
         paying = that_pay(model, places, _FORM, self.name, context)
-        return replace(model, solve(model, paying, _FORM.scheme, context), self.name, _FORM)
+        return replace(model, solve(model, paying, _FORM.scheme, context, self.narrow), self.name, _FORM)

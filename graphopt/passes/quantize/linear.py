@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace as changed
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from graphopt.graph.view import View, attribute, operator_of
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.replacing import take_place
 from graphopt.runtime.statistics import Request, states_of
-from graphopt.solve.gptq import COARSE, gptq
+from graphopt.solve.gptq import COARSEST, gptq
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.solve.metric import Metric
 from graphopt.solve.polish import polish
@@ -117,7 +117,7 @@ def places_of(
     return places
 
 
-def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Context) -> list[Solved]:
+def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Context, narrow: Sequence[str] = ()) -> list[Solved]:
     """Puts every weight on a grid, in the metric of the samples where there are real ones.
 
     Args:
@@ -125,21 +125,24 @@ def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Con
         places: the layers.
         scheme: of the grids.
         context: holds the samples.
+        narrow: names of layers whose weights get 7 bits: products of pairs of them fit into 16 bits.
 
     Returns:
         The layers by rising error, so that whoever looks for the one at which too much is lost has the harmless ones before it.
     """
     states = {} if context.samples.is_synthetic else states_of(model)
-    waiting = [place for place in places if _before(place, scheme, states, context) is None]
+    schemes = {place: changed(scheme, bits=7) if place.layer.name in narrow else scheme for place in places}
+    waiting = [place for place in places if _before(place, schemes[place], states, context) is None]
     seen = tuple(place.layer.name for place in waiting if _state(place, states))
     known = context.statistics(model, Request(layers=seen)).layers if seen else {}
     for place in waiting:
         found = known.get(place.layer.name)
         fixed = _tensor(place), _state(place, states)
-        context.solved[_key(place, scheme)] = (*fixed, *_solved(place.weight(), None if found is None else found.gram, scheme))
+        gram = None if found is None else found.gram
+        context.solved[_key(place, schemes[place])] = (*fixed, *_solved(place.weight(), gram, schemes[place]))
     solved = []
     for place in places:
-        before = _before(place, scheme, states, context)
+        before = _before(place, schemes[place], states, context)
         assert before is not None, "all have been solved"
         solved.append(Solved(place, *before))
     return sorted(solved, key=lambda one: one.error)
@@ -167,7 +170,7 @@ def _state(place: Place, states: Mapping[str, str]) -> str | None:
 def _solved(weight: Array, gram: Array | None, scheme: Scheme) -> tuple[Quantized, float]:
     metric = Metric(gram)
     quantized = gptq(weight, metric, scheme)
-    if scheme.bits <= COARSE:
+    if scheme.bits <= COARSEST:
         quantized = polish(weight, metric, quantized, rounds=1)
     size = float(metric.error(weight, np.zeros_like(weight)).sum())
     lost = float(metric.error(weight, quantized.weight).sum())
