@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from graphopt.graph.structure import verify_structure
 from graphopt.passes.base import Context, GuidedPass
 from graphopt.passes.quantize.dynamic import Dynamic
 from graphopt.passes.quantize.linear import places_of, solve
-from graphopt.passes.quantize.weights import Weights
+from graphopt.passes.quantize.weights import PACKED, Weights
 from graphopt.recipe import Recipe
 from graphopt.runtime.kernels import executed_kernels
 from graphopt.runtime.session import SessionOptions, open_session
@@ -104,6 +105,27 @@ def test_layers_run_as_planned(chosen: GuidedPass, operator: str, nodes: str, ra
     assert np.square(found - expected).sum() < 1e-3 * np.square(expected).sum()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", [16, 32, 128])
+def test_a_layer_that_is_slow_in_few_bits_is_unpacked_when_loaded(
+    bits: Literal[2, 4, 8], symmetric: bool, block: Literal[16, 32, 128]
+) -> None:
+    """Where MatMulNBits is denied the same weights are stored in as few bits, and nothing but a float layer runs."""
+    packed, folded = model_of(LINEAR), model_of(LINEAR)
+    samples = samples_of(packed)
+    chosen = Weights(min_size=0, bits=bits, symmetric=symmetric, block=block)
+    assert chosen.run(packed, Context(samples, "cpu"))
+    with ledger.recording(ledger.Recorder(frozenset({ledger.Key("weights", PACKED, "node_0")}))) as recorder:
+        assert chosen.run(folded, Context(samples, "cpu"))
+    verify_structure(folded)
+    assert [rewrite.key for rewrite in recorder.rewrites] == [ledger.Key("weights", "", "node_0")]
+    assert set(executed_kernels(folded).counts) <= {("", "MatMul"), ("", "Add"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}
+    next(node for node in packed.graph if node.op_type == "MatMulNBits").attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    expected, found = (open_session(model).run(next(iter(samples)))["y"] for model in (packed, folded))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
 def test_bias_that_is_no_vector_stays() -> None:
     """What is added and is not one number per output channel is added still."""
     model = model_of("matmul = MatMul(x, w) y = Add(matmul, matmul)")
@@ -125,6 +147,16 @@ def context_of(model: ir.Model, monkeypatch: pytest.MonkeyPatch, seconds: list[f
     """A context that measures, on a machine that takes so long in float and in integers."""
     monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", lambda models, feed, options: seconds)
     return Context(samples_of(model), "cpu")
+
+
+def test_narrow_layers_get_seven_bits() -> None:
+    """The weights of a layer at risk of saturation stay within 64 steps of zero, those of others take all 8 bits."""
+    for narrow, most in (((), 128), (("node_0",), 64)):
+        model = model_of(LINEAR)
+        assert Dynamic(min_size=0, narrow=narrow).run(model, Context(samples_of(model), "cpu", measures=False))
+        codes = ir.convenience.get_const_tensor(model.graph[0].inputs[1])
+        assert codes is not None
+        assert most // 2 < np.abs(codes.numpy().astype(int)).max() <= most
 
 
 def test_a_form_that_does_not_pay_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
-"""Scales folded into neighbours: exact through gates, normalizations and attention, worth it with outliers, refused elsewhere."""
+"""Scales folded into neighbours or applied by a Mul: exact, worth it with outliers, left out where they cost more than they gain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ QUERIES = """
     q = MatMul(x, w3) q_heads = Reshape(q, split) turned_q = Transpose<perm = [0, 2, 1, 3]>(q_heads)
     k = MatMul(x, w4) k_heads = Reshape(k, split) turned_k = Transpose<perm = [0, 2, 3, 1]>(k_heads)
 """
+SHARED = """
+    n = LayerNormalization(x, s, b) q = MatMul(n, wide1) k = MatMul(n, wide2) v = MatMul(n, wide3)
+    qk = Mul(q, k) c = Add(qk, v) t = Tanh(c) d = MatMul(t, down) y = Add(d, n)
+"""
 INTEGERS: Mapping[str, list[int]] = {
     "split": [0, 0, 4, 8],
     "split_few": [0, 0, 2, 8],
@@ -61,7 +65,9 @@ def model_of(nodes: str) -> ir.Model:
         if name in INTEGERS:
             array: np.ndarray[Any, Any] = np.array(INTEGERS[name])
         else:
-            shape = {"s": (WIDTH,), "b": (WIDTH,), "narrow": (WIDTH, WIDTH // 2)}.get(name, (WIDTH, WIDTH))
+            vectors = dict.fromkeys(("s", "b", "even"), (WIDTH,))
+            matrices = dict.fromkeys(("wide1", "wide2", "wide3"), (WIDTH, 256)) | {"narrow": (WIDTH, WIDTH // 2), "down": (256, WIDTH)}
+            shape = (vectors | matrices).get(name, (WIDTH, WIDTH))
             array = generator.normal(size=shape).astype(np.float32)
             if name in ("w1", "w2", "s", "narrow"):
                 array[..., [3, 12]] *= 30
@@ -80,10 +86,10 @@ def samples_of(model: ir.Model) -> Samples:
     return Samples.open(feeds, signature_of(model))
 
 
-def smoothed(model: ir.Model, samples: Samples) -> tuple[ir.Model, ledger.Recorder]:
+def smoothed(model: ir.Model, samples: Samples, denied: Collection[ledger.Key] = ()) -> tuple[ir.Model, ledger.Recorder]:
     """A clone after the pass, which is sound."""
     after = model.clone()
-    with ledger.recording(ledger.Recorder()) as recorder:
+    with ledger.recording(ledger.Recorder(frozenset(denied))) as recorder:
         Smooth().run(after, Context(samples, "cpu", measures=False))
     verify_structure(after)
     return after, recorder
@@ -144,6 +150,66 @@ def test_what_cannot_take_scales_is_left(nodes: str, reason: str) -> None:
     assert not [rewrite for rewrite in recorder.rewrites if rewrite.key.anchor == model.graph[-1].name]
     assert any(reason in text for text in recorder.misses.values()), recorder.misses
     assert_same_outputs(model, after, next(iter(samples_of(model))))
+
+
+def readers(model: ir.Model, operator: str) -> list[str]:
+    """The nodes that read what the first node of an operator makes."""
+    value = next(node for node in model.graph if node.op_type == operator).outputs[0]
+    return sorted(node.name or "" for node in model.graph if value in node.inputs)
+
+
+def test_one_mul_scales_what_a_residual_sum_reads_too() -> None:
+    """The layers that share a normalization with a later sum read it through one Mul, the sum does not; their error in 8 bits falls."""
+    model = model_of(SHARED)
+    samples = samples_of(model)
+    after, recorder = smoothed(model, samples)
+    (made,) = recorder.rewrites
+    assert made.key.anchor == "node_1"
+    assert made.reason.startswith("explicit Mul")
+    assert operators(after) == ["LayerNormalization", "Mul", *operators(model)[1:]]
+    assert readers(after, "LayerNormalization") == sorted([*made.added, "node_8"])
+    assert readers(after, "Mul") == ["node_1", "node_2", "node_3"]
+    assert_same_outputs(model, after, next(iter(samples)), tolerance=2e-5)
+    found = []
+    for each in (model, after):
+        quantized = each.clone()
+        Dynamic(min_size=0, include=("node_[123]",)).run(quantized, Context(samples, "cpu", measures=False))
+        found.append(error(model, quantized, samples))
+    assert found[1] < 0.5 * found[0]
+
+
+def test_a_mul_serves_only_layers_that_will_be_quantized() -> None:
+    """A layer that stays in float keeps its input and weight; where too few others are left, there is no Mul at all."""
+    model = model_of(SHARED)
+    samples = samples_of(model)
+    first, second = (ledger.Key("dynamic", "", name) for name in ("node_1", "node_2"))
+    after, recorder = smoothed(model, samples, [first])
+    assert len(recorder.rewrites) == 1
+    assert readers(after, "Mul") == ["node_2", "node_3"]
+    assert_same_outputs(model, after, next(iter(samples)), tolerance=2e-5)
+    after, recorder = smoothed(model, samples, [first, second])
+    assert not recorder.rewrites
+    assert operators(after) == operators(model)
+
+
+def test_no_mul_for_layers_that_are_slower_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the measurement that ``dynamic`` goes by speaks against its form, nothing is put before the layers."""
+    monkeypatch.setattr("graphopt.passes.quantize.smooth.that_pay", lambda *_: [])
+    model = model_of(SHARED)
+    after, recorder = smoothed(model, samples_of(model))
+    assert not recorder.rewrites
+    assert operators(after) == operators(model)
+
+
+def test_no_mul_without_outliers() -> None:
+    """Channels of similar ranges are worth no Mul, and the ledger says what it would have gained."""
+    model = model_of(SHARED.replace("(x, s, b)", "(x, even, b)"))
+    value = next(value for name, value in model.graph.initializers.items() if name == "even")
+    value.const_value = ir.tensor(np.linspace(1, 2, WIDTH, dtype=np.float32), name="even")
+    after, recorder = smoothed(model, samples_of(model))
+    assert not recorder.rewrites
+    assert operators(after) == operators(model)
+    assert any("only a Mul" in reason or "no scales" in reason for reason in recorder.misses.values()), recorder.misses
 
 
 def test_shared_weights_are_not_touched() -> None:

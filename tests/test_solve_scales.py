@@ -1,4 +1,4 @@
-"""Scales that prepare a layer for quantization (AWQ, SmoothQuant, Outlier Suppression+, equalization), and bias correction."""
+"""Scales that prepare a layer for quantization (SmoothQuant, Outlier Suppression+, equalization), and bias correction."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.solve.awq import activity_scales, awq_scales
 from graphopt.solve.bias import corrected_bias
 from graphopt.solve.equalize import equalizing_scales
 from graphopt.solve.grid import Scheme, fit_extremes, round_to_nearest
-from graphopt.solve.metric import Metric
 from graphopt.solve.smooth import Inputs, best_smooth, best_threshold, expected_error, smooth_scales, threshold_scales
 
 Array = np.ndarray[Any, Any]
@@ -39,47 +37,6 @@ def int8_error(weight: Array, x: Array) -> float:
     rounded = (np.clip(np.rint(x / scale) + zero_point, 0, 255) - zero_point) * scale
     on_grid = round_to_nearest(weight[None], fit_extremes(weight[None], Scheme(8))).weight[0]
     return float(((on_grid @ rounded - weight @ x) ** 2).mean(axis=1).sum())
-
-
-def test_awq_helps_active_channels(outliers: tuple[Array, Array]) -> None:
-    """With outlier channels the chosen scales lower the error in the metric, as measured anew."""
-    weight, x = outliers
-    metric = Metric((x @ x.T)[None])
-    scheme = Scheme(3, False, 16)
-    found = awq_scales(weight[None], metric, np.abs(x).mean(axis=1)[None], scheme)
-    assert found.alpha > 0
-    assert found.error < 0.7 * found.unscaled
-    scaled = weight[None] * found.scales[:, None]
-    again = round_to_nearest(scaled, fit_extremes(scaled, scheme)).weight / found.scales[:, None]
-    assert metric.error(weight[None], again).sum() == pytest.approx(found.error, rel=1e-5)
-
-
-def test_awq_without_outliers_or_inputs_changes_nothing() -> None:
-    """Equally active channels, or none, give scales of one."""
-    weight = np.random.default_rng(0).standard_normal((2, 4, 16))
-    for activity in (np.ones((2, 16)), np.zeros((2, 16))):
-        found = awq_scales(weight, Metric(None), activity, Scheme(4))
-        np.testing.assert_array_equal(found.scales, np.ones((2, 16), np.float32))
-        assert found.error == found.unscaled
-
-
-def test_awq_shares_scales_by_stacking() -> None:
-    """Layers stacked along their outputs have the error of both."""
-    rng = np.random.default_rng(0)
-    one, two = rng.standard_normal((2, 1, 6, 16))
-    activity = rng.random((1, 16)) * 10
-    metric = Metric(np.einsum("gk,kl->gkl", activity**2, np.eye(16)))
-    both = awq_scales(np.concatenate([one, two], axis=1), metric, activity, Scheme(4))
-    singles = [awq_scales(weight, metric, activity, Scheme(4)) for weight in (one, two)]
-    assert both.unscaled == pytest.approx(sum(single.unscaled for single in singles))
-    assert both.error >= sum(single.error for single in singles) * 0.999
-
-
-def test_activity_scales_are_normalized() -> None:
-    """The largest times the smallest is one; dead channels keep one; extremes are bounded."""
-    scales = activity_scales(np.array([[1e-6, 1.0, 1e6, 0.0]]), 0.5)
-    np.testing.assert_allclose(scales, [[1e-3, 1.0, 1e3, 1.0]])
-    assert activity_scales(np.array([[1e-30, 1e30]]), 1.0).max() == 1e4
 
 
 def test_smooth_scales_balance_ranges(outliers: tuple[Array, Array]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace as changed
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Form:
     """What a layer may become.
 
     Attributes:
-        operator: planned to run, as ``domain::operator``.
+        operator: planned to run, as ``domain::operator``; empty for a float layer, as which the runtime may run it in several ways.
         scheme: of the weight.
         make: makes it.
     """
@@ -131,18 +132,19 @@ def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Con
         The layers by rising error, so that whoever looks for the one at which too much is lost has the harmless ones before it.
     """
     states = {} if context.samples.is_synthetic else states_of(model)
-    schemes = {place: changed(scheme, bits=7) if place.layer.name in narrow else scheme for place in places}
-    waiting = [place for place in places if _before(place, schemes[place], states, context) is None]
+    names = {place.layer.name for place in places}
+    schemes = {name: dataclasses.replace(scheme, bits=7) if name in narrow else scheme for name in names}
+    waiting = [place for place in places if _before(place, schemes[place.layer.name], states, context) is None]
     seen = tuple(place.layer.name for place in waiting if _state(place, states))
     known = context.statistics(model, Request(layers=seen)).layers if seen else {}
     for place in waiting:
         found = known.get(place.layer.name)
         fixed = _tensor(place), _state(place, states)
         gram = None if found is None else found.gram
-        context.solved[_key(place, schemes[place])] = (*fixed, *_solved(place.weight(), gram, schemes[place]))
+        context.solved[_key(place, schemes[place.layer.name])] = (*fixed, *_solved(place.weight(), gram, schemes[place.layer.name]))
     solved = []
     for place in places:
-        before = _before(place, schemes[place], states, context)
+        before = _before(place, schemes[place.layer.name], states, context)
         assert before is not None, "all have been solved"
         solved.append(Solved(place, *before))
     return sorted(solved, key=lambda one: one.error)
@@ -196,9 +198,10 @@ def replace(model: ir.Model, solved: Sequence[Solved], pass_name: str, form: For
         new = form.make(builder, layer.input, one.weight, one.place.bias, layer.value.name or "")
         removed = take_place(one.place.anchor, [new], builder)
         added = tuple(node.name or "" for node in builder.added)
-        ledger.record(ledger.Rewrite(key, removed, added, kernels=(form.operator,), predicted_error=one.error))
+        kernels = (form.operator,) if form.operator else ()
+        ledger.record(ledger.Rewrite(key, removed, added, kernels=kernels, predicted_error=one.error))
         changed = True
-    if changed:
+    if changed and form.operator:
         model.graph.opset_imports.setdefault(form.operator.partition("::")[0], 1)
     return changed
 

@@ -29,10 +29,10 @@ from graphopt.targets.emit import DYNAMIC_QUANTIZE_MATMUL, dynamic_quantize_matm
 Array = np.ndarray[Any, Any]
 
 _LOOKED_AT = 32
-_LEAST_GAIN_DB = 2.0
-"""The expected error must fall by so much for a Mul that runs at each call."""
-_LEAST_OUTPUTS = 128
-"""The layers behind a Mul must have so many outputs together: with fewer, it is no small part of their time."""
+_LARGEST_SHARE = 0.5
+"""The expected error must fall to this share for a Mul that runs at each call."""
+_LEAST_OUTPUTS = 512
+"""The layers behind a Mul must have so many outputs together: with fewer, it adds more than a tenth to their time."""
 _FORM = Form(DYNAMIC_QUANTIZE_MATMUL, Scheme(8), dynamic_quantize_matmul)
 """What layers behind a Mul will become."""
 
@@ -59,7 +59,7 @@ class _Place:
     @property
     def least(self) -> float:
         """The expected error must fall to this share."""
-        return WORTH if self.absorber else 10 ** (-_LEAST_GAIN_DB / 10)
+        return WORTH if self.absorber else _LARGEST_SHARE
 
     def weight(self) -> Array:
         """``[out, K]``, those of all layers along ``out``."""
@@ -84,10 +84,11 @@ class Smooth(GuidedPass):
 
     Outlier channels of the input shrink, and their weights grow by as much. The factors go into the scale of a normalization, into
     the layer that makes the input, through gates, activations that pass positive factors, and attention, and then cost nothing when
-    the result runs. Where nothing takes them, as where a normalization's output is also added to later ones, and the expected error
-    falls by 2 dB at least, one Mul stands between the input and all layers that share it and will be quantized by ``dynamic``: a few
-    percent of their time. Scales are those of least expected error after both are rounded to 8 bits, and are left out where that
-    hardly falls. Exact up to float rounding; pays together with the quantization of data after it.
+    the result runs. Where nothing takes them, as where a normalization's output is also added to later ones, one Mul stands between
+    the input and all layers that share it and that ``dynamic`` will replace: if the expected error falls by half at least, and the
+    layers have 512 outputs together, for which the Mul adds a few percent to their time. Scales are those of least expected error
+    after both are rounded to 8 bits, and are left out where that hardly falls. Exact up to float rounding; pays together with the
+    quantization of data after it.
     """
 
     name: ClassVar[str] = "smooth"

@@ -7,10 +7,15 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from graphopt import ledger
 from graphopt.passes.base import Context, GuidedPass, Role
-from graphopt.passes.quantize.linear import Form, places_of, replace, solve
+from graphopt.passes.quantize.constants import folding_limit
+from graphopt.passes.quantize.linear import Form, Solved, places_of, replace, solve
 from graphopt.solve.grid import Scheme
-from graphopt.targets.emit import MATMUL_NBITS, matmul_nbits
+from graphopt.targets.emit import MATMUL_NBITS, folded_matmul, matmul_nbits
+
+PACKED = "packed"
+"""The rule whose denial at a layer keeps MatMulNBits out, but not weights of few bits."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Weights(GuidedPass):
 
     Applies to float32 layers with one constant matrix. With samples the weights are chosen by GPTQ in the metric of the layer's inputs,
     without any by least squared error. Approximate: 4 bits in blocks of 128 lose about a tenth of a layer's output (in norm). Takes
-    an eighth of the bytes at 4 bits; fastest where few rows are multiplied at a time, as in generation.
+    an eighth of the bytes at 4 bits; fastest where few rows are multiplied at a time, as in generation. A layer that turns out slower
+    is stored in the same bits instead, and unpacked into a float weight when the runtime loads the model.
 
     Attributes:
         bits: of a weight.
@@ -42,6 +48,18 @@ class Weights(GuidedPass):
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Quantizes all layers that the target has a kernel for."""
-        form = Form(MATMUL_NBITS, Scheme(self.bits, self.symmetric, self.block, mirrored=self.symmetric), matmul_nbits)
-        places = places_of(model, self.name, form.operator, context, self.include, self.exclude, self.min_size)
-        return replace(model, solve(model, places, form.scheme, context), self.name, form)
+        scheme = Scheme(self.bits, self.symmetric, self.block, mirrored=self.symmetric)
+        packed, folded = Form(MATMUL_NBITS, scheme, matmul_nbits), Form("", scheme, folded_matmul)
+        places = places_of(model, self.name, packed.operator, context, self.include, self.exclude, self.min_size)
+        limit = folding_limit(context.options)
+        changed = False
+        for one in solve(model, places, scheme, context):
+            if not self._is_slow(one):
+                changed |= replace(model, [one], self.name, packed)
+            elif one.place.layer.size * 4 <= limit:
+                changed |= replace(model, [one], self.name, folded)
+        return changed
+
+    def _is_slow(self, one: Solved) -> bool:
+        """Whether the proof has found that the layer takes longer with MatMulNBits than in float."""
+        return ledger.denies(ledger.Key(self.name, PACKED, one.place.layer.name))

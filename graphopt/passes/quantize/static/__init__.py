@@ -41,6 +41,7 @@ class Static(GuidedPass):
         exclude: globs on those that stay in float.
         ranges: how much of each value's range is covered: all, the middle 99.999 %, what diverges least, or what errs least.
         weight_bits: 7 avoids saturation on CPUs that add pairs of products in 16 bits.
+        narrow: names of layers whose weights alone get 7 bits.
     """
 
     name: ClassVar[str] = "static"
@@ -50,6 +51,7 @@ class Static(GuidedPass):
     exclude: tuple[str, ...] = ()
     ranges: Ranges = "mse"
     weight_bits: Literal[8, 7] = 8
+    narrow: tuple[str, ...] = ()
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Quantizes all islands that the target has kernels for and the ledger allows."""
@@ -64,7 +66,8 @@ class Static(GuidedPass):
             convert_opset(model, _OLDEST)
         if opset_of(model) < _OLDEST:
             return is_raised
-        order = [self._key(layer.node) for layer in layers if layer.name in chosen and not ledger.denies(self._key(layer.node))]
+        ground = Ground(View(model, TARGETS[context.target]), TARGETS[context.target])
+        order = [self._key(kernel.node) for kernel in self._first_plan(model, ground, chosen).layers]
         slow = slow_prefix(order, partial(self._variant, model, context, chosen), context)
         return self._quantize(model, context, chosen - {key.anchor for key in slow}) or is_raised
 
@@ -77,10 +80,11 @@ class Static(GuidedPass):
 
     def _quantize(self, model: ir.Model, context: Context, chosen: set[str]) -> bool:
         ground = Ground(View(model, TARGETS[context.target]), TARGETS[context.target])
-        first = plan_of(model, ground, lambda kernel: kernel.kind is not Kind.LAYER or self._is_wanted(kernel, chosen))
+        first = self._first_plan(model, ground, chosen)
         known = known_values(model, first.grids, ground.view, context, self.ranges)
         unknown = {value for grid in first.grids for value in grid.values} - known.keys()
-        solved = {one.place.layer.node: one for one in solve(model, _places(first), Scheme(self.weight_bits), context)}
+        solutions = solve(model, _places(first), Scheme(self.weight_bits), context, self.narrow)
+        solved = {one.place.layer.node: one for one in solutions}
         allowed = {node for node in solved if ledger.allow(self._key(node))}
         plan = plan_of(
             model,
@@ -105,6 +109,10 @@ class Static(GuidedPass):
         for island in islands:
             self._record(island, plan.joined, added, solved)
         return True
+
+    def _first_plan(self, model: ir.Model, ground: Ground, chosen: set[str]) -> Plan:
+        """What could run in integers, whatever the samples say."""
+        return plan_of(model, ground, lambda kernel: kernel.kind is not Kind.LAYER or self._is_wanted(kernel, chosen))
 
     def _is_wanted(self, kernel: Kernel, chosen: set[str]) -> bool:
         return (kernel.node.name or "") in chosen and not ledger.denies(self._key(kernel.node))
