@@ -51,6 +51,7 @@ class Rewrite:
         kernels: kernels (``domain::operator``) that the rewrite plans to run, checked against what executes.
         merged: values of the original that another value now stands for, as (old name, new name).
         predicted_error: the error that the pass expects, relative, or None where the rewrite is exact.
+        form: a rule whose denial at the anchor makes the pass choose another form, where this one turns out slow; empty where it has none.
     """
 
     key: Key
@@ -60,6 +61,7 @@ class Rewrite:
     kernels: tuple[str, ...] = ()
     merged: tuple[tuple[str, str], ...] = ()
     predicted_error: float | None = None
+    form: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,12 @@ def slow_layers(
     for rewrite in rewrites:
         anchor = rewrite.key.anchor
         if anchor in old and anchor in new and new[anchor] > max(_SLOWER * old[anchor], old[anchor] + least):
-            drops.append(Drop(rewrite.key, f"{_ms(new[anchor])} instead of {_ms(old[anchor])} in float"))
+            drops.append(
+                Drop(
+                    rewrite.key._replace(rule=rewrite.form or rewrite.key.rule),
+                    f"{_ms(new[anchor])} instead of {_ms(old[anchor])} in float",
+                )
+            )
     return drops
 
 

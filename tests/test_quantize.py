@@ -108,9 +108,7 @@ def test_layers_run_as_planned(chosen: GuidedPass, operator: str, nodes: str, ra
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", [16, 32, 128])
-def test_a_layer_that_is_slow_in_few_bits_is_unpacked_when_loaded(
-    bits: Literal[2, 4, 8], symmetric: bool, block: Literal[16, 32, 128]
-) -> None:
+def test_a_layer_that_is_slow_is_unpacked_when_loaded(bits: Literal[2, 4, 8], symmetric: bool, block: Literal[16, 32, 128]) -> None:
     """Where MatMulNBits is denied the same weights are stored in as few bits, and nothing but a float layer runs."""
     packed, folded = model_of(LINEAR), model_of(LINEAR)
     samples = samples_of(packed)
@@ -154,7 +152,9 @@ def test_narrow_layers_get_seven_bits() -> None:
     for narrow, most in (((), 128), (("node_0",), 64)):
         model = model_of(LINEAR)
         assert Dynamic(min_size=0, narrow=narrow).run(model, Context(samples_of(model), "cpu", measures=False))
-        codes = ir.convenience.get_const_tensor(model.graph[0].inputs[1])
+        weight = model.graph[0].inputs[1]
+        assert weight is not None
+        codes = weight.const_value
         assert codes is not None
         assert most // 2 < np.abs(codes.numpy().astype(int)).max() <= most
 

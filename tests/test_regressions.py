@@ -147,3 +147,15 @@ def test_the_root_in_the_norm_of_a_vector_stays_a_power() -> None:
     after = rewrite(text, Algebra(), opset=13)
     assert operators(after).count("Pow") == 2
     assert_same_outputs(parse(text, 13), after)
+
+
+def test_the_root_in_a_norm_with_its_epsilon_first_stays_a_power() -> None:
+    """With Sqrt, the runtime makes a LayerNormalization whose epsilon is 1e-5, whatever this one is."""
+    text = (
+        "(float[2,2] x) => (float[2,2] y) <float two = {2}, float half = {0.5}, float epsilon = {0.001}, float[2] w = {2, 1}, "
+        "float[2] b = {1, 0}> { m = ReduceMean<axes = [-1], keepdims = 1>(x) d = Sub(x, m) s = Pow(d, two) "
+        "v = ReduceMean<axes = [-1], keepdims = 1>(s) e = Add(epsilon, v) r = Pow(e, half) q = Div(d, r) g = Mul(w, q) y = Add(g, b) }"
+    )
+    after = rewrite(text, Algebra(), opset=17)
+    assert operators(after).count("Pow") == 2
+    assert_same_outputs(parse(text, 17), after, {"x": np.array([[0.01, 0.05], [0.2, 0.1]], np.float32)})

@@ -26,9 +26,10 @@ _FEWEST_CHANNELS = 32
 def expand_power(node: ir.Node, view: View) -> Change | Miss | None:
     """Replaces Pow(x, 2) with x * x, Pow(x, 0.5) with Sqrt(x), Pow(x, -1) with Reciprocal(x), Pow(x, -0.5) with both.
 
-    Not where a mean follows: the runtime recognises normalizations by their Pow; nor in the norm of a vector. Rounding-level
-    (-0 and -infinity to the power of 0.5 apart). x * x is 1.04 times as fast at 64 elements, 1.6 at 8192, 3 at 400,000;
-    Sqrt 1.2, 6.7, 10.8; Reciprocal 1.2, 8.8, 19; both 1.03, 4.9, 7.
+    Not where a mean follows: the runtime recognises normalizations by their Pow; nor Sqrt of a mean plus an epsilon, of which
+    it makes a normalization with an epsilon of its own where the sum is written the other way round. Rounding-level (-0 and -infinity
+    to the power of 0.5 apart). x * x is 1.04 times as fast at 64 elements, 1.6 at 8192, 3 at 400,000; Sqrt 1.2, 6.7, 10.8;
+    Reciprocal 1.2, 8.8, 19; both 1.03, 4.9, 7.
     """
     x, exponent = node.inputs[0], view.scalar(node.inputs[1])
     form = None if exponent is None else _POWERS.get(exponent)
@@ -39,17 +40,17 @@ def expand_power(node: ir.Node, view: View) -> Change | Miss | None:
         return Miss("whether the exponent widens the shape is not known")
     if any(operator_of(use.node) == "ReduceMean" for use in node.outputs[0].uses()):
         return Miss("a mean follows: the runtime may recognise a normalization by this Pow")
-    if "Sqrt" in operators and _is_mean_of_vector(x, view):
-        return Miss("the runtime takes the normalization of a vector for one of rows, and makes a model of it that does not load")
+    if "Sqrt" in operators and _is_shifted_mean(x, view):
+        return Miss("with Sqrt, the runtime may make a normalization of it that has another epsilon, or does not load")
     if not all(view.runs(operator, x) for operator in operators):
         return Miss("the target has no kernel for it at this opset and element type")
     return Change(lambda op: build(op, x), kernels=(f"::{operators[-1]}",) if len(operators) > 1 else ())
 
 
-def _is_mean_of_vector(x: ir.Value, view: View) -> bool:
-    """Whether a value is a mean of all numbers of a vector plus an epsilon."""
+def _is_shifted_mean(x: ir.Value, view: View) -> bool:
+    """Whether a value is a mean plus something, as under the root of a normalization."""
     total = view.producer(x, "Add")
-    return view.rank(x) in (0, 1) and total is not None and any(view.producer(each, "ReduceMean") is not None for each in total.inputs)
+    return total is not None and any(view.producer(each, "ReduceMean") is not None for each in total.inputs)
 
 
 def multiply_by_reciprocal(node: ir.Node, view: View) -> Change | Miss | None:

@@ -75,11 +75,13 @@ class Form:
         operator: planned to run, as ``domain::operator``; empty for a float layer, as which the runtime may run it in several ways.
         scheme: of the weight.
         make: makes it.
+        rule: whose denial at a layer makes the pass choose another form for it; empty where there is none.
     """
 
     operator: str
     scheme: Scheme
     make: Multiply
+    rule: str = ""
 
 
 def places_of(
@@ -199,7 +201,7 @@ def replace(model: ir.Model, solved: Sequence[Solved], pass_name: str, form: For
         removed = take_place(one.place.anchor, [new], builder)
         added = tuple(node.name or "" for node in builder.added)
         kernels = (form.operator,) if form.operator else ()
-        ledger.record(ledger.Rewrite(key, removed, added, kernels=kernels, predicted_error=one.error))
+        ledger.record(ledger.Rewrite(key, removed, added, kernels=kernels, predicted_error=one.error, form=form.rule))
         changed = True
     if changed and form.operator:
         model.graph.opset_imports.setdefault(form.operator.partition("::")[0], 1)

@@ -49,7 +49,7 @@ class Weights(GuidedPass):
     def run(self, model: ir.Model, context: Context) -> bool:
         """Quantizes all layers that the target has a kernel for."""
         scheme = Scheme(self.bits, self.symmetric, self.block, mirrored=self.symmetric)
-        packed, folded = Form(MATMUL_NBITS, scheme, matmul_nbits), Form("", scheme, folded_matmul)
+        packed, folded = Form(MATMUL_NBITS, scheme, matmul_nbits, PACKED), Form("", scheme, folded_matmul)
         places = places_of(model, self.name, packed.operator, context, self.include, self.exclude, self.min_size)
         limit = folding_limit(context.options)
         changed = False
