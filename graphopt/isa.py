@@ -12,7 +12,7 @@ from graphopt.graph.layers import layers_of
 from graphopt.ledger import Drop, Key
 from graphopt.passes.base import AnyPass, GuidedPass
 from graphopt.passes.foreign import ForeignPass
-from graphopt.passes.quantize.saturation import PAIR_LIMIT, largest_pair_sums
+from graphopt.passes.quantize.saturation import PAIR_LIMIT, at_risk
 from graphopt.stage import Stage
 
 _INTEGER_KERNELS = frozenset({"static", "dynamic"})
@@ -35,7 +35,7 @@ def safe_from_saturation(stages: Sequence[Stage], model: ir.Model) -> tuple[list
     if context is None:
         return list(stages), []
     layers = [layer for layer in layers_of(model) if layer.graph is model.graph]
-    sums = {name: largest for name, largest in largest_pair_sums(model, layers, context).items() if largest > PAIR_LIMIT}
+    sums = at_risk(model, layers, context)
     if not sums:
         return list(stages), []
     drops = [

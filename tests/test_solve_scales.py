@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.solve.bias import corrected_bias
 from graphopt.solve.equalize import equalizing_scales
 from graphopt.solve.grid import Scheme, fit_extremes, round_to_nearest
 from graphopt.solve.smooth import Inputs, best_smooth, best_threshold, expected_error, smooth_scales, threshold_scales
@@ -110,17 +109,3 @@ def test_equalization_keeps_the_function() -> None:
     scales = equalizing_scales(np.abs(first).max(axis=1), np.abs(second).max(axis=0))
     after = (second * scales) @ np.maximum((first / scales[:, None]) @ x, 0)
     np.testing.assert_allclose(after, second @ np.maximum(first @ x, 0))
-
-
-def test_bias_correction_restores_the_mean() -> None:
-    """The mean output is the original's, also where the inputs have changed."""
-    rng = np.random.default_rng(0)
-    weight, other = rng.standard_normal((2, 2, 4, 6))
-    x = rng.standard_normal((2, 6, 30)) + 1
-    now = x + 0.1
-    bias = rng.standard_normal((2, 4))
-    found = corrected_bias(bias, weight, other, x.mean(axis=2), now.mean(axis=2))
-    np.testing.assert_allclose((other @ now).mean(axis=2) + found, (weight @ x).mean(axis=2) + bias)
-    same = corrected_bias(None, weight.astype(np.float32), other, x.mean(axis=2))
-    np.testing.assert_allclose(same, -((other - weight) @ x).mean(axis=2), rtol=1e-4, atol=1e-5)
-    assert same.dtype == np.float32

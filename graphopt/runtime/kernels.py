@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from graphopt.runtime.session import SessionOptions, load_session, native_session_options
+from graphopt.runtime.session import SessionOptions, keep_optimized_graph, load_session, native_session_options
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,8 @@ def executed_kernels(model: ir.Model | Path, options: SessionOptions | None = No
     with tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "optimized.onnx"
         native = native_session_options("all", chosen)
-        native.optimized_model_filepath = str(path)
-        # Weights beside the graph, so that parsing it costs nothing; prepacking changes no node.
-        native.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
-        native.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "256")
+        keep_optimized_graph(native, path)
+        # Prepacking changes no node.
         native.add_session_config_entry("session.disable_prepacking", "1")
         load_session(model, native, chosen)
         graph = onnx.load(str(path), load_external_data=False).graph

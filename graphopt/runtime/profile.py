@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from graphopt.runtime.session import Feed, SessionOptions, load_session, native_session_options
+from graphopt.runtime.session import Feed, SessionOptions, keep_optimized_graph, load_session, native_session_options
 
 _SUFFIX = "_kernel_time"
 _WARMUPS = 2
@@ -60,9 +60,7 @@ def profile(model: ir.Model | Path, feeds: Sequence[Feed], options: SessionOptio
     with tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "optimized.onnx"
         native = native_session_options("all", chosen)
-        native.optimized_model_filepath = str(path)
-        native.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
-        native.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "256")
+        keep_optimized_graph(native, path)
         native.enable_profiling = True
         native.profile_file_prefix = str(Path(folder) / "profile")
         session = load_session(model, native, chosen)

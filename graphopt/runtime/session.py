@@ -127,6 +127,13 @@ def native_session_options(optimizations: Optimizations, options: SessionOptions
     return native
 
 
+def keep_optimized_graph(native: Any, path: Path) -> None:
+    """Lets a session write the graph that it runs to a file, its weights beside it, so that parsing it costs nothing."""
+    native.optimized_model_filepath = str(path)
+    native.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{path.stem}.data")
+    native.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "256")
+
+
 def load_session(model: ir.Model | Path, native_options: Any, options: SessionOptions) -> Session:
     """Loads a model with options object `native_options`; see `open_session`."""
     runtime = _runtime()

@@ -71,7 +71,7 @@ class Metric:
 
     @classmethod
     def centred(cls, gram: Array, mean: Array, count: int, damping: float = DAMPING) -> Metric:
-        """The metric of inputs less their mean: right where the bias is corrected afterwards (:mod:`graphopt.solve.bias`).
+        """The metric of inputs less their mean: right where the bias is corrected afterwards.
 
         Args:
             gram: ``[groups, K, K]``, the sum over positions.

@@ -13,7 +13,8 @@ from graphopt.passes.quantize.linear import Form, places_of, replace, solve
 from graphopt.solve.grid import Scheme
 from graphopt.targets.emit import DYNAMIC_QUANTIZE_MATMUL, dynamic_quantize_matmul
 
-_FORM = Form(DYNAMIC_QUANTIZE_MATMUL, Scheme(8), dynamic_quantize_matmul)
+FORM = Form(DYNAMIC_QUANTIZE_MATMUL, Scheme(8), dynamic_quantize_matmul)
+"""What layers become."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,6 @@ class Dynamic(GuidedPass):
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Quantizes all layers that the target has a kernel for and that are not slower for it on this machine."""
-        places = places_of(model, self.name, _FORM.operator, context, self.include, self.exclude, self.min_size)
-        paying = that_pay(model, places, _FORM, self.name, context)
-        return replace(model, solve(model, paying, _FORM.scheme, context, self.narrow), self.name, _FORM)
+        places = places_of(model, self.name, FORM.operator, context, self.include, self.exclude, self.min_size)
+        paying = that_pay(model, places, FORM, self.name, context)
+        return replace(model, solve(model, paying, FORM.scheme, context, self.narrow), self.name, FORM)

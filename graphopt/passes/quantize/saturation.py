@@ -30,8 +30,8 @@ _MOST_POSITIONS = 4096
 _MOST_PAIRS = 8192
 
 
-def at_risk(model: ir.Model, layers: Sequence[Layer], context: Context) -> list[str]:
-    """The names of the layers of which some pair of products saturates on the samples, once data and weights have 8 bits.
+def at_risk(model: ir.Model, layers: Sequence[Layer], context: Context) -> dict[str, int]:
+    """The layers of which some pair of products saturates on the samples, once data and weights have 8 bits: the largest sum by name.
 
     Seven bits for the weight cure all of them: no pair of such products exceeds 16 bits.
 
@@ -40,7 +40,7 @@ def at_risk(model: ir.Model, layers: Sequence[Layer], context: Context) -> list[
         layers: of its main graph.
         context: holds the samples.
     """
-    return [name for name, largest in largest_pair_sums(model, layers, context).items() if largest > PAIR_LIMIT]
+    return {name: largest for name, largest in largest_pair_sums(model, layers, context).items() if largest > PAIR_LIMIT}
 
 
 def largest_pair_sums(model: ir.Model, layers: Sequence[Layer], context: Context) -> dict[str, int]:

@@ -17,14 +17,12 @@ from graphopt.graph.layers import GEMMS, MATMULS, Layer, layers_of
 from graphopt.graph.view import View, attribute, operator_of
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.candidates import that_pay
-from graphopt.passes.quantize.dynamic import Dynamic
-from graphopt.passes.quantize.linear import Form, places_of
+from graphopt.passes.quantize.dynamic import FORM, Dynamic
+from graphopt.passes.quantize.linear import places_of
 from graphopt.runtime.relay import LAST, Stop, channel_means
 from graphopt.runtime.statistics import Request
 from graphopt.runtime.trace import trace_shapes
-from graphopt.solve.grid import Scheme
 from graphopt.solve.smooth import WORTH, Inputs, best_smooth, expected_error
-from graphopt.targets.emit import DYNAMIC_QUANTIZE_MATMUL, dynamic_quantize_matmul
 
 Array = np.ndarray[Any, Any]
 
@@ -33,8 +31,6 @@ _LARGEST_SHARE = 0.5
 """The expected error must fall to this share for a Mul that runs at each call."""
 _LEAST_OUTPUTS = 512
 """The layers behind a Mul must have so many outputs together: with fewer, it adds more than a tenth to their time."""
-_FORM = Form(DYNAMIC_QUANTIZE_MATMUL, Scheme(8), dynamic_quantize_matmul)
-"""What layers behind a Mul will become."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +158,12 @@ def _multiplied(model: ir.Model, refused: Mapping[ir.Value, Sequence[Layer]], co
     """The values for which only a Mul is left, before those of their layers that ``dynamic`` will replace."""
     if not refused:
         return {}
-    known = {place.layer.node: place for place in places_of(model, Dynamic.name, _FORM.operator, context, (), (), Dynamic.min_size)}
+    known = {place.layer.node: place for place in places_of(model, Dynamic.name, FORM.operator, context, (), (), Dynamic.min_size)}
     found = {}
     for value, layers in refused.items():
         taken = [known[layer.node] for layer in layers if layer.node in known]
         if sum(place.layer.shape[1] for place in taken) >= _LEAST_OUTPUTS:
-            paying = that_pay(model, taken, _FORM, Dynamic.name, context)
+            paying = that_pay(model, taken, FORM, Dynamic.name, context)
             if paying:
                 found[value] = _Place(value, tuple(place.layer for place in paying), None)
     return found

@@ -58,6 +58,9 @@ class Weights(GuidedPass):
                 changed |= replace(model, [one], self.name, packed)
             elif one.place.layer.size * 4 <= limit:
                 changed |= replace(model, [one], self.name, folded)
+            else:
+                reason = "MatMulNBits is slower than float, and the session's configuration keeps the runtime from folding its codes"
+                ledger.miss(ledger.Key(self.name, "", one.place.layer.name), reason)
         return changed
 
     def _is_slow(self, one: Solved) -> bool:
