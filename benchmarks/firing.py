@@ -17,7 +17,7 @@ from graphopt import files, optimize
 from graphopt.errors import GraphoptError
 from graphopt.passes import find
 from graphopt.passes.rules import rule_names
-from graphopt.recipe import preset
+from graphopt.presets import preset
 from graphopt.stage import Stage
 
 sys.path.insert(0, str(ROOT))

@@ -25,7 +25,7 @@ from small_graphs import small_graphs
 from graphopt import optimize
 from graphopt.files import load, save
 from graphopt.graph.attention import attentions_of
-from graphopt.recipe import preset
+from graphopt.presets import preset
 from graphopt.runtime.session import SessionOptions
 from graphopt.runtime.stopwatch import compare
 from graphopt.stage import Stage

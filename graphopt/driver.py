@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import files
+from graphopt.choosing.metric import Function, Metric, function_of
 from graphopt.errors import RecipeError, VerificationError
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.scratch import scratch
@@ -20,11 +21,11 @@ from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.intake import Intake, lowered, take
 from graphopt.ledger import Ledger
-from graphopt.metric import Function, Metric, function_of
 from graphopt.passes.base import Context
+from graphopt.presets import preset
 from graphopt.progress import Progress, Quiet
 from graphopt.proof import Property, Prover
-from graphopt.recipe import Recipe, preset
+from graphopt.recipe import Recipe
 from graphopt.result import Result, figures_of, place_beside, resolved, write_beside
 from graphopt.run import Run
 from graphopt.runtime.registry import available_providers
@@ -66,7 +67,7 @@ def optimize(
         keep_ledger: write ``OUT.ledger.json`` beside the model.
         allow_imports: let the recipe name passes as ``module:Class``, and its metric as ``module:function``.
         custom_ops: libraries of custom operators to register with the runtime.
-        metric: the function behind the recipe's ``metric``, see :class:`graphopt.metric.Metric`; None to import it by that name.
+        metric: the function behind the recipe's ``metric``, see :class:`graphopt.choosing.metric.Metric`; None to import it by that name.
         progress: told what is being done.
 
     Returns:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.choosing.isa import safe_from_saturation
+from graphopt.choosing.judge import Judge
+from graphopt.choosing.metric import Metric
+from graphopt.choosing.outcome import Outcome, first_failing, run_verified, widened
+from graphopt.choosing.pace import slow_layers
+from graphopt.choosing.selection import unselected
 from graphopt.errors import LimitError
-from graphopt.isa import safe_from_saturation
-from graphopt.judge import Judge
 from graphopt.ledger import Drop, Key, Rewrite
-from graphopt.metric import Metric
-from graphopt.outcome import Outcome, first_failing, run_verified, widened
-from graphopt.pace import slow_layers
 from graphopt.progress import Progress
 from graphopt.proof import Fault, Prover
 from graphopt.recipe import Recipe
 from graphopt.result import write_model
-from graphopt.selection import unselected
 from graphopt.stage import Attempt, Stage
 from graphopt.subject import Subject
 from graphopt.verification import Verifier
@@ -158,7 +158,7 @@ class Run:
             )
 
     def _prepare_approximations(self, model: ir.Model) -> None:
-        """Before the first of them, once: denies what the recipe does not let them touch, and what its instruction set cannot compute.
+        """Before the first of them, once: denies what the recipe does not let them touch, and fits them to its instruction set.
 
         Args:
             model: what the first of them is given.
@@ -169,9 +169,7 @@ class Run:
         passes = frozenset[str]().union(*(stage.approximating for stage in self.stages))
         self.given |= unselected(model, self.recipe.include, self.recipe.exclude, passes)
         if self.recipe.isa == "avx2":
-            self.stages, unsafe = safe_from_saturation(self.stages, model)
-            self.declined.extend(unsafe)
-            self.given |= {drop.key for drop in unsafe}
+            self.stages = safe_from_saturation(self.stages, model)
         self.denied |= self.given
 
     def _take(self, outcome: Outcome) -> Outcome:

@@ -19,7 +19,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from graphopt import files
 from graphopt.errors import GraphoptError, SessionError
-from graphopt.recipe import preset
+from graphopt.presets import preset
 from graphopt.runtime.session import Optimizations, SessionOptions, open_session
 from graphopt.stage import Stage
 

@@ -12,16 +12,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import driver, isa, ledger
-from graphopt.budget import Trial, fewest_left_out
+from graphopt import driver, ledger
+from graphopt.choosing import isa
+from graphopt.choosing.budget import Trial, fewest_left_out
+from graphopt.choosing.diagnosis import diagnose
+from graphopt.choosing.pace import slow_layers
+from graphopt.choosing.selection import unselected
+from graphopt.choosing.sensitivity import Effect, Effects, decibels
 from graphopt.cli import main
-from graphopt.diagnosis import diagnose
 from graphopt.errors import LimitError, RecipeError
 from graphopt.graph.edits import remove_dead
 from graphopt.graph.layers import layers_of
 from graphopt.graph.signature import signature_of
 from graphopt.ledger import Key, Recorder
-from graphopt.pace import slow_layers
 from graphopt.passes import PASSES
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.dynamic import Dynamic
@@ -32,8 +35,6 @@ from graphopt.result import Result
 from graphopt.runtime.profile import NodeTime, profile
 from graphopt.runtime.session import SessionOptions
 from graphopt.samples import Samples
-from graphopt.selection import unselected
-from graphopt.sensitivity import Effect, Effects, decibels
 from graphopt.stage import Stage
 from tests.helpers import parse
 
@@ -177,7 +178,7 @@ def test_a_limit_that_nothing_keeps(model: Path) -> None:
 
 def test_time_that_is_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without time to measure, predicted errors choose; the ledger says so."""
-    monkeypatch.setattr("graphopt.outcome._SECONDS", 0.0)
+    monkeypatch.setattr("graphopt.choosing.outcome._SECONDS", 0.0)
     result = driver.optimize(model, recipe=recipe(min_sqnr=45), data=data())
     assert sorted(drop.key.anchor for drop in result.ledger.drops) == ["mm1", "mm3"]
     assert any("6 of 6 rewrites were estimated" in note for note in result.ledger.notes)
@@ -440,19 +441,14 @@ def test_pair_sums() -> None:
 
 
 def test_layers_at_risk_are_cured() -> None:
-    """A pass that knows weights of 7 bits takes them, another leaves the layer in float; layers not at risk stay as they are."""
+    """Layers at risk get weights of 7 bits; others stay as they are."""
     risky = dense(np.array([[1, 1], [1, 1], [0.1, 0.1], [0.1, 0.1]]))
-    context = context_of(risky, np.ones((2, 4)))
-    stages = [Stage((Static(), Dynamic(min_size=0)), context)]
-    [stage], drops = isa.safe_from_saturation(stages, risky)
-    safe, unsafe = stage.passes
-    assert isinstance(safe, Static)
-    assert safe.weight_bits == 7 or getattr(safe, "narrow", ()) == ("mm",)
-    assert getattr(unsafe, "narrow", None) == ("mm",) or [drop.key for drop in drops] == [Key("dynamic", "", "mm")]
+    passes = (Static(), Dynamic(min_size=0))
+    [stage] = isa.safe_from_saturation([Stage(passes, context_of(risky, np.ones((2, 4))))], risky)
+    assert stage.passes == (Static(narrow=("mm",)), Dynamic(min_size=0, narrow=("mm",)))
     harmless = dense(np.array([[1, 1], [-1, -1], [0.1, 0.1], [0.1, 0.1]]))
-    [stage], drops = isa.safe_from_saturation([Stage((Dynamic(min_size=0),), context_of(harmless, np.ones((2, 4))))], harmless)
-    assert stage.passes == (Dynamic(min_size=0),)
-    assert not drops
+    [stage] = isa.safe_from_saturation([Stage(passes, context_of(harmless, np.ones((2, 4))))], harmless)
+    assert stage.passes == passes
 
 
 # What takes longer.
@@ -476,7 +472,7 @@ def test_slow_layers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
             outputs = tuple(value.name or "" for value in node.outputs)
             yield NodeTime(f"{outputs[0]}_nchwc", "MatMul", 3e-3 if slow else 1e-3, tuple(v.name or "" for v in node.inputs if v), outputs)
 
-    monkeypatch.setattr("graphopt.pace.profile", lambda *arguments: list(timed(*arguments)))
+    monkeypatch.setattr("graphopt.choosing.pace.profile", lambda *arguments: list(timed(*arguments)))
     before, after = chain(), chain()
     extra = ir.node("Identity", [after.graph.inputs[0]], name="extra")
     extra.outputs[0].name = "extra"

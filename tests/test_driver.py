@@ -22,7 +22,8 @@ from graphopt.errors import GraphoptError, ModelFileError, SamplesError
 from graphopt.ledger import METADATA_KEY, Key
 from graphopt.passes import PASSES
 from graphopt.passes.base import Context, GuidedPass
-from graphopt.recipe import Recipe, preset
+from graphopt.presets import preset
+from graphopt.recipe import Recipe
 from graphopt.runtime.session import open_session, runtime_limits
 from graphopt.runtime.timing import compare_speed
 
@@ -157,7 +158,7 @@ def test_the_written_files(model: Path, tmp_path: Path) -> None:
 DETERMINED = """
 import sys
 from graphopt.driver import optimize
-from graphopt.recipe import preset
+from graphopt.presets import preset
 optimize(sys.argv[1], sys.argv[2], recipe=preset("exact").changed(verify="outputs"))
 """
 

@@ -19,7 +19,8 @@ from graphopt.graph.structure import verify_structure
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.retarget import Retarget
 from graphopt.passes.quantize.strip import StripQuantization
-from graphopt.recipe import Recipe, preset
+from graphopt.presets import preset
+from graphopt.recipe import Recipe
 from graphopt.runtime.kernels import executed_kernels
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples

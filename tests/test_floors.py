@@ -14,10 +14,7 @@ FLOORS = (
     ("runtime",),
     ("targets",),
     ("passes",),
-    tuple(
-        "recipe metric verification selection judge stage sensitivity budget outcome pace proof subject intake result".split()
-        + "run driver checking calibration causes diagnosis isa exporter".split()
-    ),
+    tuple("spec recipe presets verification stage choosing proof subject intake result run driver checking calibration exporter".split()),
     ("report",),
     ("cli", "__main__"),
 )

@@ -10,7 +10,8 @@ import pytest
 
 import graphopt
 from graphopt import files
-from graphopt.recipe import Recipe, preset
+from graphopt.presets import preset
+from graphopt.recipe import Recipe
 from graphopt.runtime.session import SessionOptions
 from graphopt.runtime.trial import runnable_samples
 from graphopt.verification import verifier_of

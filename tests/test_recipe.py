@@ -17,7 +17,9 @@ from graphopt.passes import PASSES
 from graphopt.passes.base import Pass
 from graphopt.passes.foreign import ForeignPass
 from graphopt.passes.rules import Rule, RulePass, rule
-from graphopt.recipe import PRESETS, PassSpec, Preset, Recipe, preset
+from graphopt.presets import PRESETS, Preset, preset
+from graphopt.recipe import Recipe
+from graphopt.spec import PassSpec
 from tests.test_sabotage import GOOD, corrupt_weight, layered
 
 

@@ -249,17 +249,14 @@ def test_budget_changes_nothing(memory: int) -> None:
     assert_same(collect(model, samples, request, memory=memory), collect(model, samples, request))
 
 
-def test_stale_statistics_are_refused() -> None:
+def test_stale_statistics_are_told() -> None:
     """A change upstream makes statistics stale; a change downstream, of the layer's own weight or of names does not."""
     model, samples = network(), feeds(2)
     layer = next(layer for layer in layers_of(model) if layer.input.name == "b")
     found = collect(model, samples, Request(values=("a", "y"), layers=(layer.name,)))
-    found.require_fresh(model)
-    found.require_fresh(model.clone())
+    assert found.stale(model) == found.stale(model.clone()) == []
     model.graph.initializers["w2"].const_value = ir.tensor(np.ones((8, 1, 3, 3), np.float32), name="w2")
     assert found.stale(model) == ["value:y"]
-    with pytest.raises(StatisticsError, match="value:y"):
-        found.require_fresh(model)
     assert list(found.fresh(model).values) == ["a"]
     assert list(found.fresh(model).layers) == [layer.name]
     model.graph.initializers["w1"].const_value = ir.tensor(np.ones((8, 4, 3, 3), np.float32), name="w1")

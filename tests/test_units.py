@@ -21,7 +21,7 @@ from graphopt.errors import PassError
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.structure import verify_structure
 from graphopt.graph.units import Couplings, couplings_of, remove
-from graphopt.recipe import preset
+from graphopt.presets import preset
 from graphopt.runtime.session import open_session
 from graphopt.runtime.trial import runnable_samples
 from graphopt.stage import Stage

@@ -55,7 +55,8 @@ def recipe(
 
     Example: `graphopt recipe exact > my.yaml` and `graphopt recipe my.yaml`
     """
-    from graphopt.recipe import PRESETS, Recipe, preset
+    from graphopt.presets import PRESETS, preset
+    from graphopt.recipe import Recipe
 
     if name is None:
         listed = {key: {"summary": entry.summary, "flags": dict(entry.flags)} for key, entry in PRESETS.items()}

@@ -132,7 +132,7 @@ def sensitivity(
 
     Example: `graphopt sensitivity model.onnx --data calib.npz --preset int8`
     """
-    from graphopt import diagnosis
+    from graphopt.choosing import diagnosis
     from graphopt.report.sensitivity import table_of
 
     chosen = recipe_of(preset, recipe, passes, flags_of(context.args))

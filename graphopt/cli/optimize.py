@@ -77,7 +77,7 @@ def optimize(
     Example: `graphopt optimize model.onnx -o model.opt.onnx`
     """
     from graphopt import driver
-    from graphopt.metric import function_of
+    from graphopt.choosing.metric import function_of
     from graphopt.report import summary
 
     if output is None and not in_place:

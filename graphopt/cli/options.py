@@ -49,7 +49,8 @@ Isa = Annotated[
 
 def recipe_of(preset_name: str, path: Path | None, specs: Sequence[str] | None, flags: dict[str, Any]) -> Recipe:
     """The recipe of a preset with its flags, of a file, or of some passes."""
-    from graphopt.recipe import PRESETS, Recipe, preset
+    from graphopt.presets import PRESETS, preset
+    from graphopt.recipe import Recipe
 
     known = PRESETS[preset_name].flags if path is None and not specs and preset_name in PRESETS else {}
     for flag in flags:

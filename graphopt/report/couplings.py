@@ -16,7 +16,7 @@ from graphopt import files
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.layers import Layer, layers_of
 from graphopt.graph.units import Block, Couplings, couplings_of
-from graphopt.recipe import preset
+from graphopt.presets import preset
 from graphopt.stage import Stage
 
 _MOST_REASONS = 12

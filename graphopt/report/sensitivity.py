@@ -6,8 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.causes import dominant
-from graphopt.diagnosis import Diagnosis
+from graphopt.choosing.causes import dominant
+from graphopt.choosing.diagnosis import Diagnosis
 
 _LOUD = 3
 """So many layers, those that cost the most by themselves, are set off."""

@@ -69,21 +69,6 @@ class Metric:
             if not np.isfinite(np.diagonal(matrix, axis1=1, axis2=2)).all():
                 raise SamplesError(f"the samples make a layer's {name} infinite or NaN: its statistics cannot guide an approximation")
 
-    @classmethod
-    def centred(cls, gram: Array, mean: Array, count: int, damping: float = DAMPING) -> Metric:
-        """The metric of inputs less their mean: right where the bias is corrected afterwards.
-
-        Args:
-            gram: ``[groups, K, K]``, the sum over positions.
-            mean: ``[groups, K]``.
-            count: number of positions.
-            damping: as in the class.
-        """
-        centred = gram.astype(np.float64) - count * mean[:, :, None].astype(np.float64) * mean[:, None, :]
-        diagonal = np.einsum("gkk->gk", centred)
-        np.maximum(diagonal, 0.0, out=diagonal)  # a constant channel may come out below zero by rounding
-        return cls(centred, damping)
-
     @cached_property
     def ridge(self) -> Array:
         """What is added to the diagonal: ``[groups]`` float64, never so small that nothing is left for a group without inputs."""
@@ -100,13 +85,6 @@ class Metric:
     def root(self) -> Array:
         """``R [groups, K, K]`` float64, upper triangular with ``H = R R^T`` (damped): the square root that whitens inputs."""
         return np.swapaxes(self.factor.lower, 1, 2) * np.sqrt(self.factor.energy)[:, None, :]
-
-    @cached_property
-    def output_root(self) -> Array:
-        """``S [groups, out, out]`` float64, upper triangular with ``G = S S^T`` (damped)."""
-        assert self.output is not None
-        factor = _factor(self.output, _ridge(self.output, self.damping))
-        return np.swapaxes(factor.lower, 1, 2) * np.sqrt(factor.energy)[:, None, :]
 
     def factor_in(self, order: Array) -> Factor:
         """The factorization with the columns in another order (``[groups, K]`` of indices); not kept."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphopt import files
 from graphopt.errors import SessionError
 from graphopt.passes.cleanup import Cleanup
-from graphopt.recipe import preset
+from graphopt.presets import preset
 from graphopt.runtime.session import Optimizations, Session, SessionOptions, open_session
 from graphopt.stage import Attempt, Stage
 from tests.random_graphs.generator import Feed, Sample, Target

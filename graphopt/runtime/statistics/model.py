@@ -60,18 +60,6 @@ class Statistics:
         current = states_of(model, original)
         return [key for key, state in self.states.items() if current.get(key) != state]
 
-    def require_fresh(self, model: ir.Model, original: ir.Model | None = None) -> None:
-        """Makes sure that everything here still holds for a model.
-
-        Raises:
-            StatisticsError: something does not.
-        """
-        stale = self.stale(model, original)
-        if stale:
-            raise StatisticsError(
-                f"{len(stale)} of {len(self.states)} statistics are stale, first {stale[0]}: the model has changed; calibrate again"
-            )
-
     def fresh(self, model: ir.Model, original: ir.Model | None = None) -> Statistics:
         """What still holds for a model."""
         stale = set(self.stale(model, original))

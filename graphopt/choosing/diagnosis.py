@@ -10,22 +10,22 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.causes import Cause, causes_of
+from graphopt.choosing.causes import Cause, causes_of
+from graphopt.choosing.judge import Judge
+from graphopt.choosing.selection import unselected
+from graphopt.choosing.sensitivity import Effect, Probe, as_array, decibels, effects_of, unmeasured
 from graphopt.errors import RecipeError, SessionError
 from graphopt.graph.edits import all_nodes, name_nodes
 from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.graph.view import operator_of
 from graphopt.intake import lowered, take
-from graphopt.judge import Judge
 from graphopt.ledger import Key, Ledger
 from graphopt.passes.base import Context
 from graphopt.progress import Progress, Quiet
 from graphopt.recipe import Recipe
 from graphopt.runtime.session import SessionOptions
 from graphopt.samples import Samples
-from graphopt.selection import unselected
-from graphopt.sensitivity import Effect, Probe, as_array, decibels, effects_of, unmeasured
 from graphopt.stage import Attempt, Stage, stages_of
 from graphopt.subject import choose_subject
 from graphopt.verification import verifier_of

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphopt.budget import Trial, fewest_left_out
-from graphopt.judge import Judge
+from graphopt.choosing.budget import Trial, fewest_left_out
+from graphopt.choosing.judge import Judge
+from graphopt.choosing.sensitivity import Effect, Effects, Probe, as_array, decibels, effects_of, unmeasured
 from graphopt.ledger import Drop, Key, Rewrite
-from graphopt.sensitivity import Effect, Effects, Probe, as_array, decibels, effects_of, unmeasured
 from graphopt.stage import Attempt, Stage
 from graphopt.verification import Verdict
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from graphopt.metric import Metric
+from graphopt.choosing.metric import Metric
 from graphopt.verification import Noise, Verdict, Verifier
 
 

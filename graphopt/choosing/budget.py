@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.sensitivity import Effects
+from graphopt.choosing.sensitivity import Effects
 
 Array = np.ndarray[Any, Any]
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.choosing.judge import Judge
 from graphopt.errors import GraphoptError
 from graphopt.graph.cost import cost_of
-from graphopt.judge import Judge
 from graphopt.ledger import Key, Rewrite
 from graphopt.runtime.fidelity import IDENTICAL_DB
 from graphopt.runtime.trace import trace_shapes
