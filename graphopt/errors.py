@@ -52,3 +52,7 @@ class VerificationError(GraphoptError, RuntimeError):
 
 class LimitError(GraphoptError, RuntimeError):
     """A budget or limit that was asked for cannot be met."""
+
+
+class LedgerError(GraphoptError, ValueError):
+    """There is no ledger to read, or it does not know what was asked."""

@@ -81,6 +81,27 @@ def compare(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="The first model.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="The second model.", show_default=False)],
+    data: Data = None,
+    threads: Threads = 0,
+    custom_ops: CustomOps = None,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """Align two models by data flow and content, not by names, and list what differs; with samples, where values part.
+
+    Example: `graphopt diff model.onnx model.opt.onnx --data samples.npz`
+    """
+    from graphopt.report.diff import diff as difference
+
+    with progress_of(quiet=quiet or as_json).step(f"diff {a} and {b}"):
+        found = difference(a, b, data, options=session_of(threads, custom_ops))
+    show(found.to_json() if as_json else found, quiet=quiet)
+
+
+@app.command()
 def calibrate(
     model: Model,
     data: Annotated[
@@ -171,6 +192,22 @@ def inspect(
     if kernels:
         found = kernels_of(model, session_of(0, custom_ops))
     found = found or inspected(model, shapes=sizes_of(shape))
+    show(found.to_json() if as_json else found, quiet=False)
+
+
+@app.command()
+def why(
+    model: Model,
+    node: Annotated[str, typer.Argument(help="A node or value, of the model or of the original.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Show which rewrites made a node of an optimized model, what became of one of the original, and what nearly happened.
+
+    Example: `graphopt why model.opt.onnx node_linear_3`
+    """
+    from graphopt.report.why import why as story
+
+    found = story(model, node)
     show(found.to_json() if as_json else found, quiet=False)
 
 

@@ -60,6 +60,16 @@ def table_of(listed: Sequence[Entry], *, whole: bool) -> Group:
     return Group(*parts)
 
 
+def summary_of(pass_name: str, rule: str = "") -> str:
+    """The first line that a pass, or a rule of it, says of itself; empty where it has no such rule.
+
+    Raises:
+        RecipeError: there is no such pass.
+    """
+    entry = _entry(pass_name)
+    return _first_line(entry.rules.get(rule, "") if rule else entry.text)
+
+
 def _entry(name: str) -> Entry:
     kind = find(name)
     rules: Sequence[Rule] = getattr(kind, "rules", ())

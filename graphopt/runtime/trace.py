@@ -61,28 +61,47 @@ def trace_shapes(model: ir.Model, feed: Feed, options: SessionOptions | None = N
     return ShapeTracer(model, options).run(feed)
 
 
-def trace_values(model: ir.Model, feed: Feed, names: Iterable[str], options: SessionOptions | None = None) -> dict[str, np.ndarray]:
-    """Values of the main graph for one feed, computed without the runtime's optimizations.
+class ValueTracer:
+    """A model of which chosen values of the main graph can be read; runs with many feeds, without the runtime's optimizations.
 
     Args:
         model: the model to run; it stays as it is.
-        feed: arrays by input name.
         names: which values: inputs, initializers or node outputs. All of them are held in memory at once.
         options: how to run.
 
     Raises:
+        SessionError: the main graph has no such value, or the model does not load.
+    """
+
+    def __init__(self, model: ir.Model, names: Iterable[str], options: SessionOptions | None = None) -> None:
+        self._names = list(dict.fromkeys(names))
+        traced = model.clone()
+        self._values = _values(traced)
+        unknown = [name for name in self._names if name not in self._values]
+        if unknown:
+            raise SessionError(f"the main graph has no value {unknown[0]!r}")
+        present = {value.name for value in traced.graph.outputs}
+        wanted = (self._values[name] for name in self._names if name not in present)
+        traced.graph.outputs.extend(value for value in wanted if value.producer() is not None)
+        self._session = open_session(traced, "none", options)
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """The values by name.
+
+        Raises:
+            SessionError: the model does not run with ``feed``.
+        """
+        outputs = self._session.run(feed)
+        return {name: outputs[name] if name in outputs else _given(name, self._values[name], feed) for name in self._names}
+
+
+def trace_values(model: ir.Model, feed: Feed, names: Iterable[str], options: SessionOptions | None = None) -> dict[str, np.ndarray]:
+    """Values of the main graph for one feed; see `ValueTracer` for several.
+
+    Raises:
         SessionError: the main graph has no such value, or the model does not load or run.
     """
-    wanted = list(dict.fromkeys(names))
-    traced = model.clone()
-    values = _values(traced)
-    unknown = [name for name in wanted if name not in values]
-    if unknown:
-        raise SessionError(f"the main graph has no value {unknown[0]!r}")
-    present = {value.name for value in traced.graph.outputs}
-    traced.graph.outputs.extend(values[name] for name in wanted if name not in present and values[name].producer() is not None)
-    outputs = open_session(traced, "none", options).run(feed)
-    return {name: outputs[name] if name in outputs else _given(name, values[name], feed) for name in wanted}
+    return ValueTracer(model, names, options).run(feed)
 
 
 def _given(name: str, value: ir.Value, feed: Feed) -> np.ndarray:

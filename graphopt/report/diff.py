@@ -1,0 +1,202 @@
+"""Two models aligned: which nodes came, went or were replaced, what changed in the others, and where values part."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from graphopt import files
+from graphopt.graph.difference import Alignment, Change, Flow, align, changes_of
+from graphopt.graph.edits import name_nodes
+from graphopt.graph.signature import signature_of
+from graphopt.runtime.divergence import divergence
+from graphopt.runtime.fidelity import Fidelity
+from graphopt.runtime.session import SessionOptions
+from graphopt.samples import Samples
+
+_MOST_CHANGES = 40
+_MOST_VALUES = 20
+_MOST_NAMES = 3
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How far a value is from its counterpart.
+
+    Attributes:
+        a: its name in the first model.
+        b: in the second.
+        maker: operator and name of the node of the first model that makes it; empty for an input.
+        fidelity: over all samples.
+    """
+
+    a: str
+    b: str
+    maker: str
+    fidelity: Fidelity
+
+    @property
+    def parts(self) -> bool:
+        """Whether it differs by more than rounding."""
+        return not self.fidelity.within(_ROUNDING)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two models.
+
+    Attributes:
+        a, b: their files.
+        nodes: how many each has, constants left out.
+        aligned: how many nodes of both correspond.
+        changes: in the order of the first model's data flow.
+        values: those that correspond, in the same order; None where no samples were given.
+    """
+
+    a: Path
+    b: Path
+    nodes: tuple[int, int]
+    aligned: int
+    changes: Sequence[Change]
+    values: Sequence[Parting] | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differs but names and order."""
+        return not self.changes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``version`` counts changes of this form. A figure that is not finite is None."""
+        content: dict[str, Any] = {
+            "version": 1,
+            "a": {"path": str(self.a), "nodes": self.nodes[0]},
+            "b": {"path": str(self.b), "nodes": self.nodes[1]},
+            "aligned": self.aligned,
+            "changes": [change.to_json() for change in self.changes],
+        }
+        return content if self.values is None else content | {"values": [_value_json(value) for value in self.values]}
+
+    def __rich__(self) -> Group:
+        parts: list[Any] = [Text(f"{self.nodes[0]} nodes in {self.a.name}, {self.nodes[1]} in {self.b.name}, {self.aligned} correspond")]
+        if self.identical:
+            parts.append(Text("nothing differs but names and order, if those"))
+        else:
+            kinds = Counter(change.kind for change in self.changes)
+            parts += [Text(", ".join(f"{count} {_COUNTED[kind]}" for kind, count in kinds.items())), Text(), self._changes()]
+        return Group(*parts, *(() if self.values is None else (Text(), *self._partings())))
+
+    def _changes(self) -> Table:
+        table = Table("change", "in the first", "in the second", "what", box=None, header_style="bold", pad_edge=False)
+        for change in self.changes[:_MOST_CHANGES]:
+            relative = "" if change.relative is None else f" ({change.relative:.2%} of its norm)"
+            what = ": ".join(part for part in (change.what, f"{change.detail}{relative}") if part)
+            table.add_row(
+                change.kind, *(Text(_nodes(*side)) for side in zip(change.operators, (change.a, change.b), strict=True)), Text(what)
+            )
+        if len(self.changes) > _MOST_CHANGES:
+            table.add_row("…", f"{len(self.changes) - _MOST_CHANGES} more; --json has all", "", "")
+        return table
+
+    def _partings(self) -> list[Any]:
+        parting = [value for value in self.values or () if value.parts]
+        total = len(self.values or ())
+        if not parting:
+            return [Text(f"all {total} values that correspond agree up to rounding")]
+        table = Table("value", "in the second", "made by", "relative error", "SQNR, dB", box=None, header_style="bold", pad_edge=False)
+        for value in parting[:_MOST_VALUES]:
+            error = value.fidelity.problem or f"{value.fidelity.relative:.1e}"
+            decibels = "" if value.fidelity.problem else f"{value.fidelity.sqnr_db:.1f}"
+            table.add_row(Text(value.a), Text(value.b), Text(value.maker), Text(error), decibels)
+        if len(parting) > _MOST_VALUES:
+            table.add_row("…", f"{len(parting) - _MOST_VALUES} more; --json has all", "", "", "")
+        return [Text(f"{len(parting)} of {total} values that correspond differ by more than rounding, first"), table]
+
+
+_COUNTED: Mapping[str, str] = {
+    "removed": "removals",
+    "added": "additions",
+    "replaced": "replacements",
+    "attribute": "attributes changed",
+    "weight": "weights changed",
+    "input": "inputs moved",
+    "type": "types or shapes changed",
+    "signature": "changes of the signature",
+}
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    *,
+    options: SessionOptions | None = None,
+) -> Difference:
+    """Aligns two models by data flow and content, not by names, and lists what differs.
+
+    Args:
+        a: the first model: a file, or a folder with one model.
+        b: the second.
+        data: samples for both, to compare the values that correspond; None not to run anything.
+        options: how to run.
+
+    Raises:
+        ModelFileError: a file cannot be read.
+        SamplesError: the samples do not fit the first model.
+        SessionError: a model does not load, or does not run on the samples.
+    """
+    paths = files.model_file(Path(a)), files.model_file(Path(b))
+    models = _named(paths[0]), _named(paths[1])
+    first = Flow(models[0])
+    alignment = align(first, Flow(models[1], like=first))
+    values = None
+    if data is not None:
+        samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(models[0]))
+        values = _values(alignment, samples, options)
+    nodes = len(alignment.a.nodes), len(alignment.b.nodes)
+    return Difference(paths[0], paths[1], nodes, len(alignment.nodes), changes_of(alignment), values)
+
+
+def _named(path: Path) -> ir.Model:
+    model = files.load(path)
+    name_nodes(model)
+    return model
+
+
+def _values(alignment: Alignment, samples: Samples, options: SessionOptions | None) -> list[Parting]:
+    """In the order of the first model's nodes; values in subgraphs are left out, which nobody can read from outside."""
+    order = {value: number for number, value in enumerate(value for node in alignment.a.model.graph for value in node.outputs)}
+    inner = {value for node in alignment.b.model.graph for value in node.outputs}
+    pairs = sorted(((x, y) for x, y in alignment.values.items() if x in order and y in inner), key=lambda pair: order[pair[0]])
+    measured = divergence(alignment.a.model, alignment.b.model, [(x.name or "", y.name or "") for x, y in pairs], samples, options)
+    found = []
+    for value, its in pairs:
+        maker = value.producer()
+        if value.name in measured:
+            made_by = f"{maker.op_type} {maker.name}" if maker is not None else ""
+            found.append(Parting(value.name or "", its.name or "", made_by, measured[value.name or ""]))
+    return found
+
+
+def _nodes(operators: Sequence[str], names: Sequence[str]) -> str:
+    """``Conv conv1``, or for several nodes their operators in number and the first names."""
+    if len(names) == 1:
+        return f"{operators[0]} {names[0]}"
+    counted = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in Counter(operators).items())
+    more = f", {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{counted} ({', '.join(names[:_MOST_NAMES])}{more})" if names else ""
+
+
+def _value_json(value: Parting) -> dict[str, Any]:
+    figures = {"relative": value.fidelity.relative, "max_abs": value.fidelity.max_abs, "sqnr_db": value.fidelity.sqnr_db}
+    finite = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
+    return {"a": value.a, "b": value.b, "maker": value.maker, "problem": value.fidelity.problem} | finite

@@ -1,0 +1,132 @@
+"""Lineages: where a node comes from, and what became of one, by the ledger of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.errors import LedgerError
+from graphopt.ledger import METADATA_KEY, Drop, Key, Miss, Rewrite, unpack
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The rewrites of a run, in order, and what did not happen.
+
+    Attributes:
+        rewrites: those that were kept.
+        refused: those that were taken back, or that measurements spoke against.
+        misses: rules that nearly fired.
+        source: where this was read.
+    """
+
+    rewrites: Sequence[Rewrite]
+    refused: Sequence[Drop]
+    misses: Sequence[Miss]
+    source: str
+
+    @classmethod
+    def of(cls, path: Path, model: ir.Model) -> Lineage:
+        """Reads the ledger beside a model's file, else the one inside it, which knows less: no reasons, no near misses.
+
+        Raises:
+            LedgerError: there is none, or it is too short to tell.
+        """
+        beside = path.with_name(f"{path.name}.ledger.json")
+        try:
+            if beside.is_file():
+                return cls._of_json(json.loads(beside.read_text(encoding="utf-8")), beside.name)
+            text = model.metadata_props.get(METADATA_KEY)
+            if text is None:
+                raise LedgerError(
+                    f"{path}: no ledger beside it ({beside.name}) and none inside: graphopt did not write it, or changed nothing"
+                )
+            return cls._embedded(unpack(text), path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LedgerError(f"{path}: its ledger cannot be read: {error}") from error
+
+    @classmethod
+    def _of_json(cls, content: dict[str, Any], source: str) -> Lineage:
+        rewrites = [
+            Rewrite(
+                Key(entry["pass"], entry["rule"], entry["anchor"]),
+                tuple(entry["removed"]),
+                tuple(entry["added"]),
+                entry.get("reason", ""),
+                tuple(entry.get("kernels", ())),
+                tuple(entry.get("merged", {}).items()),
+                entry.get("predicted_error"),
+            )
+            for entry in content["rewrites"]
+        ]
+        refused = [Drop(Key(*entry[:3]), entry[3]) for entry in (*content["dropped"], *content["declined"])]
+        return cls(rewrites, refused, [Miss(Key(*entry[:3]), entry[3]) for entry in content["near_misses"]], source)
+
+    @classmethod
+    def _embedded(cls, content: dict[str, Any], path: Path) -> Lineage:
+        if "rewrites" not in content:
+            raise LedgerError(f"{path}: the ledger inside it holds counts alone, for lack of room; the one written beside it has all")
+        rewrites = [
+            Rewrite(Key(*entry[:3]), tuple(entry[3]), tuple(entry[4]), merged=tuple(entry[5].items()) if len(entry) > 5 else ())
+            for entry in content["rewrites"]
+        ]
+        return cls(rewrites, [Drop(Key(*entry), "") for entry in content.get("dropped", ())], (), f"the metadata of {path.name}")
+
+    @property
+    def names(self) -> Iterator[str]:
+        """All nodes and values that the ledger knows."""
+        for rewrite in self.rewrites:
+            yield from (*rewrite.removed, *rewrite.added)
+            yield from (name for pair in rewrite.merged for name in pair)
+            if rewrite.key.anchor:
+                yield rewrite.key.anchor
+
+    def origins(self, node: str) -> tuple[list[Rewrite], list[str]]:
+        """What led to a node, be it of the result or one that was made on the way.
+
+        Returns:
+            The rewrites, first to last, and the nodes of the original that they started from.
+        """
+        born = max((number for number, rewrite in enumerate(self.rewrites) if node in rewrite.added), default=len(self.rewrites) - 1)
+        wanted, chain = {node}, []
+        for rewrite in reversed(self.rewrites[: born + 1]):
+            made = wanted.intersection(rewrite.added)
+            wanted = (wanted - made) | (set(rewrite.removed) if made else set())
+            if made or _changes(rewrite, wanted):
+                chain.append(rewrite)
+        return chain[::-1], sorted(wanted)
+
+    def fate(self, node: str) -> tuple[list[Rewrite], list[str]]:
+        """What became of a node, be it of the original or one that was made on the way.
+
+        Returns:
+            The rewrites, first to last, and the nodes that stand for it now; none where it was folded away.
+        """
+        born = max((number for number, rewrite in enumerate(self.rewrites) if node in rewrite.added), default=-1)
+        present, chain = {node}, []
+        for rewrite in self.rewrites[born + 1 :]:
+            gone = present.intersection(rewrite.removed)
+            present = (present - gone) | (set(rewrite.added) if gone else set())
+            if gone or _changes(rewrite, present):
+                chain.append(rewrite)
+        return chain, sorted(present)
+
+    def merges(self, value: str) -> list[Rewrite]:
+        """The rewrites that put a value in the place of another one, or another in its."""
+        return [rewrite for rewrite in self.rewrites if any(value in pair for pair in rewrite.merged)]
+
+    def merged_into(self, value: str) -> str:
+        """The value of the result that a value of the original became; itself where nothing merged it."""
+        for rewrite in self.rewrites:
+            value = dict(rewrite.merged).get(value, value)
+        return value
+
+
+def _changes(rewrite: Rewrite, nodes: set[str]) -> bool:
+    """Whether a rewrite changes one of some nodes in place."""
+    return rewrite.key.anchor in nodes and rewrite.key.anchor not in (*rewrite.removed, *rewrite.added)
