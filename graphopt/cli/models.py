@@ -196,6 +196,27 @@ def inspect(
 
 
 @app.command()
+def profile(
+    model: Model,
+    data: Data = None,
+    shape: Shapes = None,
+    threads: Threads = 0,
+    custom_ops: CustomOps = None,
+    quiet: QuietFlag = False,
+    as_json: Json = False,
+) -> None:
+    """Show where the time goes, by kernel and by node of the file, beside what this machine reaches at most; and peak memory.
+
+    Example: `graphopt profile model.onnx --data samples.npz`
+    """
+    from graphopt.report.profile import profile_of
+
+    with progress_of(quiet=quiet or as_json).step(f"profile {model}"):
+        found = profile_of(model, data, shapes=sizes_of(shape), options=session_of(threads, custom_ops))
+    show(found.to_json() if as_json else found, quiet=quiet)
+
+
+@app.command()
 def why(
     model: Model,
     node: Annotated[str, typer.Argument(help="A node or value, of the model or of the original.", show_default=False)],
