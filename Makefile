@@ -31,7 +31,7 @@ demo: $(DEMO_STAMP) ## optimize the example models and compare each with its ori
 	@mkdir -p $(DEMO)
 	@set -e; for model in conv conv_torchscript attention; do \
 	  echo; echo "== $$model"; \
-	  $(BIN)/graphopt optimize $(DIGITS)/$$model.onnx -o $(DEMO)/$$model.onnx --data $(DIGITS)/calib.npz; \
+	  $(BIN)/graphopt optimize $(DIGITS)/$$model.onnx -o $(DEMO)/$$model.onnx --data $(DIGITS)/calib.npz --report $(DEMO)/$$model.html; \
 	  $(BIN)/graphopt compare $(DIGITS)/$$model.onnx $(DEMO)/$$model.onnx --data $(DIGITS)/eval.npz; \
 	done
 

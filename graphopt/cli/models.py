@@ -217,6 +217,27 @@ def profile(
 
 
 @app.command()
+def report(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page (.html).", show_default=False)],
+    against: Annotated[Path | None, typer.Option("--against", help="The original that it was made from.", show_default=False)] = None,
+    data: Data = None,
+    threads: Threads = 0,
+    custom_ops: CustomOps = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Write what became of a model into one HTML file: figures, passes, layers, charts and the graph itself.
+
+    Example: `graphopt report model.opt.onnx --against model.onnx --data samples.npz -o report.html`
+    """
+    from graphopt.report.html import write_report
+
+    with progress_of(quiet=quiet).step(f"report {model}"):
+        path = write_report(output, model, against, data, options=session_of(threads, custom_ops))
+    show(f"wrote {path}", quiet=quiet)
+
+
+@app.command()
 def why(
     model: Model,
     node: Annotated[str, typer.Argument(help="A node or value, of the model or of the original.", show_default=False)],

@@ -22,6 +22,7 @@ from graphopt.cli.options import (
     flags_of,
     progress_of,
     recipe_of,
+    session_of,
     show,
     sizes_of,
 )
@@ -66,6 +67,7 @@ def optimize(
         float | None, typer.Option("--time-limit", metavar="SECONDS", help="Limit on one timed comparison.", show_default=False)
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=0, help="Threads within an operator.", show_default=False)] = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="HTML", help="Write a report of the run.", show_default=False)] = None,
     no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Do not write OUT.ledger.json.")] = False,
     allow_imports: Imports = False,
     custom_ops: CustomOps = None,
@@ -112,4 +114,11 @@ def optimize(
         metric=None if metric is None else function_of(metric),
         progress=progress_of(quiet=quiet or as_json),
     )
+    if report is not None:
+        from graphopt.report.html import write_report
+
+        written = result.path or model
+        session = result.recipe.session
+        options = session_of(session.threads, custom_ops)
+        write_report(report, written, None if in_place else model, data, options=options)
     show(result.to_json() if as_json else summary.table_of(result), quiet=quiet)

@@ -161,7 +161,7 @@ def diff(
     values = None
     if data is not None:
         samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(models[0]))
-        values = _values(alignment, samples, options)
+        values = partings_of(alignment, samples, options)
     nodes = len(alignment.a.nodes), len(alignment.b.nodes)
     return Difference(paths[0], paths[1], nodes, len(alignment.nodes), changes_of(alignment), values)
 
@@ -172,8 +172,14 @@ def _named(path: Path) -> ir.Model:
     return model
 
 
-def _values(alignment: Alignment, samples: Samples, options: SessionOptions | None) -> list[Parting]:
-    """In the order of the first model's nodes; values in subgraphs are left out, which nobody can read from outside."""
+def partings_of(alignment: Alignment, samples: Samples, options: SessionOptions | None = None) -> list[Parting]:
+    """How far values that correspond are apart, in the order of the first model's nodes.
+
+    Values in subgraphs are left out, which nobody can read from outside.
+
+    Raises:
+        SessionError: a model does not load, or does not run on the samples.
+    """
     order = {value: number for number, value in enumerate(value for node in alignment.a.model.graph for value in node.outputs)}
     inner = {value for node in alignment.b.model.graph for value in node.outputs}
     pairs = sorted(((x, y) for x, y in alignment.values.items() if x in order and y in inner), key=lambda pair: order[pair[0]])

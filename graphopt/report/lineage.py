@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
 from graphopt.errors import LedgerError
 from graphopt.ledger import METADATA_KEY, Drop, Key, Miss, Rewrite, unpack
+
+
+class _Places(NamedTuple):
+    """The numbers of the rewrites that made, took, and changed in place a node, by its name."""
+
+    made: dict[str, list[int]]
+    taken: dict[str, list[int]]
+    changed: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -92,14 +101,22 @@ class Lineage:
         Returns:
             The rewrites, first to last, and the nodes of the original that they started from.
         """
-        born = max((number for number, rewrite in enumerate(self.rewrites) if node in rewrite.added), default=len(self.rewrites) - 1)
-        wanted, chain = {node}, []
-        for rewrite in reversed(self.rewrites[: born + 1]):
-            made = wanted.intersection(rewrite.added)
-            wanted = (wanted - made) | (set(rewrite.removed) if made else set())
-            if made or _changes(rewrite, wanted):
-                chain.append(rewrite)
-        return chain[::-1], sorted(wanted)
+        chain: set[int] = set()
+        found: set[str] = set()
+        pending, seen = [(node, self._last_made(node, len(self.rewrites)) + 1)], set()
+        while pending:
+            name, limit = pending.pop()
+            made = self._last_made(name, limit)
+            if (name, made) in seen:
+                continue
+            seen.add((name, made))
+            chain.update(number for number in self._places.changed.get(name, ()) if made < number < limit)
+            if made < 0:
+                found.add(name)
+            else:
+                chain.add(made)
+                pending.extend((each, made) for each in self.rewrites[made].removed)
+        return [self.rewrites[number] for number in sorted(chain)], sorted(found)
 
     def fate(self, node: str) -> tuple[list[Rewrite], list[str]]:
         """What became of a node, be it of the original or one that was made on the way.
@@ -107,14 +124,37 @@ class Lineage:
         Returns:
             The rewrites, first to last, and the nodes that stand for it now; none where it was folded away.
         """
-        born = max((number for number, rewrite in enumerate(self.rewrites) if node in rewrite.added), default=-1)
-        present, chain = {node}, []
-        for rewrite in self.rewrites[born + 1 :]:
-            gone = present.intersection(rewrite.removed)
-            present = (present - gone) | (set(rewrite.added) if gone else set())
-            if gone or _changes(rewrite, present):
-                chain.append(rewrite)
-        return chain, sorted(present)
+        chain: set[int] = set()
+        found: set[str] = set()
+        pending, seen = [(node, self._last_made(node, len(self.rewrites)) + 1)], set()
+        while pending:
+            name, start = pending.pop()
+            taken = next((number for number in self._places.taken.get(name, ()) if number >= start), len(self.rewrites))
+            if (name, taken) in seen:
+                continue
+            seen.add((name, taken))
+            chain.update(number for number in self._places.changed.get(name, ()) if start <= number < taken)
+            if taken == len(self.rewrites):
+                found.add(name)
+            else:
+                chain.add(taken)
+                pending.extend((each, taken + 1) for each in self.rewrites[taken].added)
+        return [self.rewrites[number] for number in sorted(chain)], sorted(found)
+
+    def _last_made(self, name: str, limit: int) -> int:
+        """The last rewrite before some number that made a node of this name; -1 where none did."""
+        return max((number for number in self._places.made.get(name, ()) if number < limit), default=-1)
+
+    @cached_property
+    def _places(self) -> _Places:
+        places = _Places({}, {}, {})
+        for number, rewrite in enumerate(self.rewrites):
+            for index, names in ((places.made, rewrite.added), (places.taken, rewrite.removed)):
+                for name in names:
+                    index.setdefault(name, []).append(number)
+            if rewrite.key.anchor not in (*rewrite.removed, *rewrite.added):
+                places.changed.setdefault(rewrite.key.anchor, []).append(number)
+        return places
 
     def merges(self, value: str) -> list[Rewrite]:
         """The rewrites that put a value in the place of another one, or another in its."""
@@ -125,8 +165,3 @@ class Lineage:
         for rewrite in self.rewrites:
             value = dict(rewrite.merged).get(value, value)
         return value
-
-
-def _changes(rewrite: Rewrite, nodes: set[str]) -> bool:
-    """Whether a rewrite changes one of some nodes in place."""
-    return rewrite.key.anchor in nodes and rewrite.key.anchor not in (*rewrite.removed, *rewrite.added)

@@ -1,0 +1,212 @@
+"""The content of a report: everything that the page shows, as plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt import __version__, files
+from graphopt.errors import LedgerError
+from graphopt.graph.cost import Cost, cost_of
+from graphopt.graph.difference import Alignment, Flow, align
+from graphopt.graph.edits import name_nodes
+from graphopt.graph.layers import Layer, layers_of
+from graphopt.graph.signature import signature_of
+from graphopt.report.diff import Parting, partings_of
+from graphopt.report.html.graph import drawing_of
+from graphopt.report.html.histograms import histograms_of
+from graphopt.report.lineage import Lineage
+from graphopt.report.profile import NodeProfile, Profile, profile_of
+from graphopt.runtime.session import Feed, SessionOptions
+from graphopt.runtime.trace import trace_shapes
+from graphopt.runtime.trial import runnable_samples
+from graphopt.samples import Samples
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models.
+
+    Attributes:
+        path: its file.
+        model: with a name for each node.
+        profile: where its time goes.
+        feed: a sample.
+        options: how it runs.
+    """
+
+    path: Path
+    model: ir.Model
+    profile: Profile
+    feed: Feed
+    options: SessionOptions | None
+
+    @classmethod
+    def of(cls, path: Path, samples: Samples, options: SessionOptions | None) -> Side:
+        """Loads and profiles a model."""
+        file = files.model_file(path)
+        model = files.load(file)
+        name_nodes(model)
+        return cls(file, model, profile_of(file, samples, options=options), next(iter(samples)), options)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Parameters, bytes and work at the first sample's sizes."""
+        return cost_of(self.model, trace_shapes(self.model, self.feed, self.options))
+
+    @cached_property
+    def executed(self) -> dict[str, NodeProfile]:
+        """The executed node that computes each node of the file."""
+        return {name: node for node in self.profile.nodes for name in node.nodes}
+
+    def seconds(self, names: Iterable[str]) -> float:
+        """What the executed nodes take that compute some nodes of the file, each once."""
+        found = {id(node): node for name in names if (node := self.executed.get(name)) is not None}
+        return sum(node.seconds for node in found.values())
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the whole model."""
+        return {
+            "name": self.path.name,
+            "bytes": files.total_bytes(self.path),
+            "nodes": len(Flow(self.model).nodes),
+            "parameters": self.cost.parameters,
+            "macs": self.cost.macs,
+            "milliseconds": self.profile.seconds * 1e3,
+            "load_milliseconds": self.profile.load.seconds * 1e3,
+            "peak_mb": self.profile.load.peak_mb,
+        }
+
+
+def content_of(
+    result: Path,
+    original: Path | None,
+    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None,
+    options: SessionOptions | None,
+) -> dict[str, Any]:
+    """Measures what the page shows; see :func:`graphopt.report.html.write_report`."""
+    file = files.model_file(result)
+    first = files.model_file(original) if original is not None else file
+    samples = _samples(first, data, options)
+    after = Side.of(file, samples, options)
+    before = None if original is None else Side.of(first, samples, options)
+    lineage = _lineage(file, after.model)
+    alignment = None if before is None else _aligned(before.model, after.model)
+    values = [] if alignment is None else partings_of(alignment, samples, options)
+    base = before or after
+    return {
+        "version": 1,
+        "made_by": f"graphopt {__version__}",
+        "samples": {"source": samples.description, "synthetic": samples.is_synthetic},
+        "before": None if before is None else before.summary(),
+        "after": after.summary(),
+        "run": _run(file),
+        "passes": _passes(lineage),
+        "refused": [{"rewrite": str(drop.key), "reason": drop.reason} for drop in lineage.refused],
+        "misses": [{"rule": str(miss.key), "reason": miss.reason} for miss in lineage.misses],
+        "layers": [_layer(layer, base, after if before else None, lineage, values) for layer in _layers(base.model)],
+        "sizes": {"before": None if before is None else _sizes(before), "after": _sizes(after)},
+        "times": {"before": None if before is None else _times(before), "after": _times(after)},
+        "errors": [_error(number, value) for number, value in enumerate(values) if not value.fidelity.exact],
+        "histograms": histograms_of(base.model, base.feed, [layer.name for layer in _layers(base.model)], options),
+        "graph": drawing_of(after.model, lineage, {name: _execution(node) for name, node in after.executed.items()}),
+    }
+
+
+def _samples(path: Path, data: Any, options: SessionOptions | None) -> Samples:
+    model = files.load(path)
+    if data is None:
+        return runnable_samples(model, None, options, count=2, path=path)
+    return data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
+
+
+def _lineage(path: Path, model: ir.Model) -> Lineage:
+    """The ledger's; an empty one where there is none, or only counts: the rest of the page needs none."""
+    try:
+        return Lineage.of(path, model)
+    except LedgerError as error:
+        return Lineage((), (), (), str(error))
+
+
+def _aligned(a: ir.Model, b: ir.Model) -> Alignment:
+    first = Flow(a)
+    return align(first, Flow(b, like=first))
+
+
+def _layers(model: ir.Model) -> list[Layer]:
+    return [layer for layer in layers_of(model) if layer.graph is model.graph]
+
+
+def _run(path: Path) -> dict[str, Any] | None:
+    """The figures that the run measured itself, with its proof; None where no ledger stands beside the file."""
+    beside = path.with_name(f"{path.name}.ledger.json")
+    if not beside.is_file():
+        return None
+    content = json.loads(beside.read_text(encoding="utf-8"))
+    return {"figures": content.get("figures"), "notes": content.get("notes", [])}
+
+
+def _passes(lineage: Lineage) -> list[dict[str, Any]]:
+    rules: dict[str, Counter[str]] = defaultdict(Counter)
+    for rewrite in lineage.rewrites:
+        rules[rewrite.key.pass_name][rewrite.key.rule or rewrite.key.pass_name] += 1
+    refused = Counter(drop.key.pass_name for drop in lineage.refused)
+    names = dict.fromkeys((*rules, *refused))
+    return [{"name": name, "rules": dict(rules[name].most_common()), "refused": refused[name]} for name in names]
+
+
+def _layer(layer: Layer, base: Side, after: Side | None, lineage: Lineage, values: Sequence[Parting]) -> dict[str, Any]:
+    steps, became = lineage.fate(layer.name)
+    costs = {node.name: node for node in base.cost.nodes}
+    row: dict[str, Any] = {
+        "name": layer.name,
+        "operator": layer.node.op_type,
+        "shape": list(layer.shape),
+        "macs": costs[layer.name].macs,
+        "bytes": costs[layer.name].bytes,
+        "milliseconds": base.seconds([layer.name]) * 1e3,
+        "kernel": base.executed[layer.name].kernel if layer.name in base.executed else "",
+        "passes": list(dict.fromkeys(step.key.pass_name for step in steps)),
+        "expected_error": next((step.predicted_error for step in reversed(steps) if step.predicted_error is not None), None),
+    }
+    if after is None:
+        return row
+    held = {node.name: node for node in after.cost.nodes}
+    kept = [name for name in became if name in held]
+    slowest = max((after.executed[name] for name in kept if name in after.executed), key=lambda node: node.seconds, default=None)
+    own = next((value for value in values if value.a == layer.node.outputs[0].name), None)
+    return row | {
+        "became": kept,
+        "bytes_after": sum(held[name].bytes for name in kept),
+        "milliseconds_after": after.seconds(kept) * 1e3,
+        "kernel_after": "" if slowest is None else slowest.kernel,
+        "decibels": None if own is None or not math.isfinite(own.fidelity.sqnr_db) else own.fidelity.sqnr_db,
+    }
+
+
+def _sizes(side: Side) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for node in side.cost.nodes:
+        found[node.operator] += node.bytes
+    return {name: size for name, size in found.most_common() if size}
+
+
+def _times(side: Side) -> dict[str, float]:
+    return {kernel: seconds * 1e3 for kernel, (_, seconds) in side.profile.kernels().items()}
+
+
+def _error(number: int, value: Parting) -> dict[str, Any]:
+    decibels = value.fidelity.sqnr_db
+    return {"number": number, "value": value.a, "maker": value.maker, "decibels": decibels if math.isfinite(decibels) else None}
+
+
+def _execution(node: NodeProfile) -> dict[str, Any]:
+    return {"kernel": node.kernel, "milliseconds": node.seconds * 1e3, "macs": node.macs}

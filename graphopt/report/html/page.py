@@ -1,0 +1,64 @@
+"""The page: a template, its libraries and the content of a report, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from graphopt.files.atomic import PendingFile
+from graphopt.report.html.content import content_of
+from graphopt.runtime.session import SessionOptions
+from graphopt.samples import Samples
+
+_LIBRARIES = ("cytoscape.min.js", "chart.umd.min.js")
+_OWN = "report.js"
+
+
+def write_report(
+    target: str | Path,
+    result: str | Path,
+    original: str | Path | None = None,
+    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    *,
+    options: SessionOptions | None = None,
+) -> Path:
+    """Writes what became of a model into one HTML file, whole or not at all.
+
+    Args:
+        target: where to write.
+        result: a model that graphopt wrote, with its ledger beside it or inside.
+        original: what it was made from; without it there is no before.
+        data: samples; None for synthetic ones.
+        options: how models are run.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ModelFileError: a file cannot be read.
+        SamplesError: the samples do not fit.
+        SessionError: a model does not load or run.
+    """
+    path = Path(target)
+    text = page_of(content_of(Path(result), None if original is None else Path(original), data, options))
+    with PendingFile(path.parent, path.name) as pending:
+        pending.write(text.encode())
+        pending.commit(path)
+    return path
+
+
+def page_of(content: Mapping[str, Any]) -> str:
+    """The page with some content; what comes from a model stands in it as data alone, never as markup."""
+    plain = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    data = plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    scripts = "\n".join(f"<script>{_asset(name)}</script>" for name in (*_LIBRARIES, _OWN))
+    page = _asset("report.html").replace("/* style */", _asset("report.css"))
+    return page.replace("<!-- data -->", data).replace("<!-- scripts -->", scripts)
+
+
+def _asset(name: str) -> str:
+    text = resources.files("graphopt.report.html").joinpath("assets", name).read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if not line.startswith("//# sourceMappingURL"))

@@ -1,0 +1,188 @@
+"""The report: one page without network, of which everything that came from a model stays text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import graphopt
+from graphopt import files
+from graphopt.cli import main
+from graphopt.graph.edits import all_nodes
+from graphopt.presets import preset
+from graphopt.report.html.blocks import repeated
+from graphopt.report.html.layout import layered
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+class Page(HTMLParser):
+    """What a page would load, and the data that it holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.scripts = 0
+        self.images = 0
+        self._is_content = False
+        self.content: dict[str, Any] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Counts what could load or run something."""
+        given = dict(attrs)
+        self.scripts += tag == "script"
+        self.images += tag == "img"
+        self._is_content = given.get("id") == "content"
+        self.loads += [value for name, value in attrs if name in ("src", "href") and value and not value.startswith(("#", "data:"))]
+
+    def handle_data(self, data: str) -> None:
+        """Keeps the content."""
+        if self._is_content and data.strip():
+            self.content = json.loads(data)
+            self._is_content = False
+
+
+@pytest.fixture(scope="module")
+def page(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the attention model, one of whose nodes has a hostile name."""
+    folder = tmp_path_factory.mktemp("report")
+    model = files.load(digits / "attention.onnx")
+    next(node for node in all_nodes(model) if node.op_type == "Softmax").name = HOSTILE
+    model.producer_name = HOSTILE
+    files.save(model, folder / "model.onnx")
+    graphopt.optimize(folder / "model.onnx", folder / "out.onnx", recipe=preset("exact").changed(verify="outputs"))
+    arguments = ["--against", str(folder / "model.onnx"), "--data", str(digits / "calib.npz"), "-o", str(folder / "report.html"), "--quiet"]
+    assert main(["report", str(folder / "out.onnx"), *arguments]) == 0
+    return folder / "report.html"
+
+
+def test_page_holds_everything(page: Path) -> None:
+    """Nothing is loaded from elsewhere, no name becomes markup, and the figures are those of the files."""
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 5_000_000
+    parsed = Page(text)
+    assert parsed.loads == []
+    assert parsed.images == 0
+    assert parsed.scripts == 4  # the content, two libraries, our own
+    content = parsed.content
+    assert content["version"] == 1
+    original, result = page.with_name("model.onnx"), page.with_name("out.onnx")
+    assert content["before"]["bytes"] == files.total_bytes(original)
+    assert content["after"]["bytes"] == files.total_bytes(result)
+    assert content["after"]["nodes"] < content["before"]["nodes"]
+    nodes = {node["id"]: node for node in content["graph"]["nodes"]}
+    assert HOSTILE in nodes
+    fused = next(node for name, node in nodes.items() if name.endswith("/Gelu"))
+    assert fused["made_by"] == "activations"
+    assert fused["steps"][0]["rewrite"] == "activations/recognize-gelu"
+    assert all(edge[0] in nodes and edge[1] in nodes for edge in content["graph"]["edges"])
+    layers = content["layers"]
+    assert layers
+    assert all(layer["macs"] and layer["bytes"] and layer["kernel"] for layer in layers)
+    assert all(layer["became"] for layer in layers)
+
+
+def test_result_alone_has_no_before(page: Path, tmp_path: Path) -> None:
+    """Without the original there is a page of the result."""
+    assert main(["report", str(page.with_name("out.onnx")), "-o", str(tmp_path / "alone.html"), "--quiet"]) == 0
+    content = Page((tmp_path / "alone.html").read_text(encoding="utf-8")).content
+    assert content["before"] is None
+    assert content["samples"]["synthetic"] is True
+
+
+def test_optimize_writes_a_report(digits: Path, tmp_path: Path) -> None:
+    """A run can end with its report."""
+    arguments = ["-o", str(tmp_path / "out.onnx"), "--verify", "structure", "--report", str(tmp_path / "out.html"), "--quiet"]
+    assert main(["optimize", str(digits / "conv.onnx"), *arguments]) == 0
+    content = Page((tmp_path / "out.html").read_text(encoding="utf-8")).content
+    assert content["before"]["name"] == "conv.onnx"
+    assert content["after"]["name"] == "out.onnx"
+
+
+def test_what_is_missing_is_one_line(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No model, no folder to write to."""
+    assert main(["report", str(page.with_name("none.onnx")), "-o", str(page)]) == 1
+    assert main(["report", str(page.with_name("out.onnx")), "-o", "/none/of/this.html", "--quiet"]) == 1
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("graphopt: ")]) == 2
+
+
+def test_layers_of_nodes_follow_the_data() -> None:
+    """Each node lies below what it reads, two in a layer lie apart, and a long chain stays straight."""
+    nodes = ["a", "b", "c", "d", "e"]
+    edges = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d"), ("d", "e")]
+    places = layered(nodes, edges)
+    assert all(places[tail][1] < places[head][1] for tail, head in edges)
+    assert places["b"][1] == places["c"][1]
+    assert abs(places["b"][0] - places["c"][0]) >= 150
+    assert places["d"][0] == places["e"][0]
+    chain = [str(number) for number in range(5000)]
+    start = time.perf_counter()
+    straight = layered(chain, list(itertools.pairwise(chain)))
+    assert len({x for x, _ in straight.values()}) == 1
+    assert time.perf_counter() - start < 5
+
+
+def test_repeated_blocks() -> None:
+    """Three or more equal stretches in a row are blocks; two, or short ones, are not."""
+    block = list("abcdef")
+    assert repeated(["x", *block * 4, "y"]) == [range(1, 7), range(7, 13), range(13, 19), range(19, 25)]
+    assert repeated(["x", *block * 2, "y"]) == []
+    assert repeated(list("ab") * 2) == []
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Headless Chromium; skips the test where it is not installed."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("Chromium with its driver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session.set_window_size(1400, 1000)
+    yield session
+    session.quit()
+
+
+@pytest.mark.browser
+def test_page_in_a_browser(page: Path, browser: Any) -> None:
+    """No error, no request; tables sort and filter, search finds, the drawing zooms, a hostile name stays text."""
+    browser.get(page.as_uri())
+    sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
+    assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
+
+    def run(script: str) -> Any:
+        return browser.execute_script(script)
+
+    cell = "return [...document.querySelectorAll('#layer-table tbody tr')].map((row) => row.children[3].textContent.replaceAll(',', ''))"
+    click = "document.querySelectorAll('#layer-table th')[3].click()"
+    run(click)
+    falling = [float(text) for text in run(cell)]
+    assert falling == sorted(falling, reverse=True)
+    run(click)
+    assert [float(text) for text in run(cell)] == falling[::-1]
+    run("const box = document.getElementById('layer-filter'); box.value = 'gemm'; box.dispatchEvent(new Event('input'))")
+    assert len(run(cell)) < len(falling)
+    run("const box = document.getElementById('node-search'); box.value = '<script>'; box.dispatchEvent(new Event('input'))")
+    assert run("return document.querySelector('#story h3').textContent") == HOSTILE
+    assert run("return document.querySelectorAll('#story script, #story img').length") == 0
+    run("graphoptReport.drawing.stop(); graphoptReport.drawing.zoom(2)")
+    assert run("return graphoptReport.drawing.zoom()") == 2
+    run("document.getElementById('fit').click()")
+    assert run("return graphoptReport.drawing.zoom()") < 2
+    assert run("return graphoptReport.drawing.nodes().length") == run("return graphoptReport.data.graph.nodes.length")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
