@@ -107,6 +107,12 @@ def layers(count: int) -> str:
         kt = Transpose<perm = [0, 1, 3, 2]>(k) m = Where(c, zero, hidden) {body} }}"""
 
 
+def test_few_known_queries_are_guarded_one_by_one() -> None:
+    """Looking at the mask takes as long as looking at the probabilities."""
+    assert "queries" in misses(layers(4).replace(",S,", ",8,"), CPU)["guard-rows-once"]
+    assert "guard-rows-once" not in misses(layers(4).replace(",S,", ",128,"), CPU)
+
+
 @pytest.mark.parametrize("opset", [13, 18])
 def test_guards_of_many_attentions_become_one_look_at_their_mask(opset: int) -> None:
     """Rows that are hidden whole still give zeros."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from graphopt.runtime.registry import available_providers, has_kernel, registered_kernels, registered_operators
+from graphopt.runtime.registry import available_providers, has_kernel, packed_bits, registered_kernels, registered_operators
 
 CPU = "CPUExecutionProvider"
 
@@ -42,3 +42,8 @@ def test_other_providers_are_asked_by_name() -> None:
     """The CPU is always there; a provider that the wheel was built without has no kernels."""
     assert CPU in available_providers()
     assert not has_kernel("NoSuchProvider", "Conv", ir.DataType.FLOAT, 18)
+
+
+def test_packed_weights_of_four_bits_always_have_a_kernel() -> None:
+    """Newer runtimes have kernels for 2 and 8 bits too."""
+    assert 4 in packed_bits() <= {2, 4, 8}

@@ -18,11 +18,13 @@ from graphopt.graph.layers import layers_of
 from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.passes.base import Context, GuidedPass
-from graphopt.passes.quantize.dynamic import Dynamic
+from graphopt.passes.quantize.dynamic import CHANNELS, Dynamic
 from graphopt.passes.quantize.linear import places_of, solve
 from graphopt.passes.quantize.weights import PACKED, Weights
+from graphopt.proof import Prover
 from graphopt.recipe import Recipe
 from graphopt.runtime.kernels import executed_kernels
+from graphopt.runtime.registry import packed_bits
 from graphopt.runtime.session import SessionOptions, open_session
 from graphopt.runtime.statistics import Request, collect
 from graphopt.samples import Samples
@@ -33,6 +35,11 @@ from graphopt.targets.emit import matmul_nbits
 from tests.helpers import operators
 
 OUT, WIDTH = 24, 80
+on_2_bits, on_4_bits, on_8_bits = (
+    pytest.mark.skipif(bits not in packed_bits(), reason=f"the installed runtime's MatMulNBits takes no weights of {bits} bits")
+    for bits in (2, 4, 8)
+)
+WIDTHS = [pytest.param(2, marks=on_2_bits), pytest.param(4, marks=on_4_bits), pytest.param(8, marks=on_8_bits)]
 
 
 def model_of(nodes: str, rank: int = 3) -> ir.Model:
@@ -62,7 +69,7 @@ def samples_of(model: ir.Model, count: int = 4) -> Samples:
 LINEAR = "matmul = MatMul(x, w) y = Add(matmul, b)"
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", [16, 32, 128])
 def test_packed_blocks_are_read_as_written(bits: int, symmetric: bool, block: int) -> None:
@@ -84,7 +91,11 @@ def test_packed_blocks_are_read_as_written(bits: int, symmetric: bool, block: in
 
 
 @pytest.mark.parametrize(
-    ("chosen", "operator"), [(Weights(min_size=0, bits=8), "MatMulNBits"), (Dynamic(min_size=0), "DynamicQuantizeMatMul")]
+    ("chosen", "operator"),
+    [
+        pytest.param(Weights(min_size=0, bits=8), "MatMulNBits", marks=on_8_bits),
+        (Dynamic(min_size=0), "DynamicQuantizeMatMul"),
+    ],
 )
 @pytest.mark.parametrize(
     ("nodes", "rank"),
@@ -105,7 +116,7 @@ def test_layers_run_as_planned(chosen: GuidedPass, operator: str, nodes: str, ra
     assert np.square(found - expected).sum() < 1e-3 * np.square(expected).sum()
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", [16, 32, 128])
 def test_a_layer_that_is_slow_is_unpacked_when_loaded(bits: Literal[2, 4, 8], symmetric: bool, block: Literal[16, 32, 128]) -> None:
@@ -113,9 +124,9 @@ def test_a_layer_that_is_slow_is_unpacked_when_loaded(bits: Literal[2, 4, 8], sy
     packed, folded = model_of(LINEAR), model_of(LINEAR)
     samples = samples_of(packed)
     chosen = Weights(min_size=0, bits=bits, symmetric=symmetric, block=block)
-    assert chosen.run(packed, Context(samples, "cpu"))
+    assert chosen.run(packed, Context(samples, "cpu", measures=False))
     with ledger.recording(ledger.Recorder(frozenset({ledger.Key("weights", PACKED, "node_0")}))) as recorder:
-        assert chosen.run(folded, Context(samples, "cpu"))
+        assert chosen.run(folded, Context(samples, "cpu", measures=False))
     verify_structure(folded)
     assert [rewrite.key for rewrite in recorder.rewrites] == [ledger.Key("weights", "", "node_0")]
     assert set(executed_kernels(folded).counts) <= {("", "MatMul"), ("", "Add"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}
@@ -124,10 +135,55 @@ def test_a_layer_that_is_slow_is_unpacked_when_loaded(bits: Literal[2, 4, 8], sy
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+def stored(path: Path) -> list[str]:
+    """The operators of a written file."""
+    return operators(ir.load(path))
+
+
+@on_2_bits
+def test_slow_kernels_give_way_to_float_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the measurement speaks against MatMulNBits the file is as small without it; a replay measures nothing, for the same bytes."""
+    ir.save(model_of(LINEAR), tmp_path / "model.onnx")
+    recipe = Recipe.of("weights(min_size=0, bits=2, block=16)").changed(min_sqnr=0)
+    monkeypatch.setattr(Prover, "_speed", lambda *_: "")
+    written = {}
+    for name, seconds in (("packed", [2.0, 1.0]), ("folded", [1.0, 2.0])):
+        monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", lambda *_, seconds=seconds: seconds)
+        written[name] = optimize(tmp_path / "model.onnx", tmp_path / f"{name}.onnx", recipe=recipe)
+    assert stored(tmp_path / "packed.onnx") == ["MatMulNBits"]
+    assert "MatMulNBits" not in stored(tmp_path / "folded.onnx")
+    assert written["folded"].ledger.counts() == {"weights": 1}
+    assert (tmp_path / "folded.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size / 2
+    x = np.random.default_rng(3).normal(size=(2, 3, WIDTH)).astype(np.float32)
+    expected, found = (open_session(tmp_path / f"{name}.onnx").run({"x": x})["y"] for name in written)
+    assert np.square(found - expected).sum() < 1e-3 * np.square(expected).sum()
+
+    def forbidden(*_: object) -> list[float]:
+        raise AssertionError("a replay measures nothing")
+
+    monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", forbidden)
+    optimize(tmp_path / "model.onnx", tmp_path / "again.onnx", recipe=written["folded"].recipe)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "folded.onnx").read_bytes()
+
+
+def test_kernels_that_the_proof_finds_slow_give_way_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the written file is slower for MatMulNBits at a layer, the next one stores the same codes for a float layer."""
+    ir.save(model_of(LINEAR), tmp_path / "model.onnx")
+    slow = ledger.Drop(ledger.Key("weights", PACKED, "node_0"), "slow")
+    monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", lambda *_: [2.0, 1.0])
+    monkeypatch.setattr("graphopt.run.slow_layers", lambda made, *_: [slow] if any(one.form == PACKED for one in made) else [])
+    monkeypatch.setattr(Prover, "_speed", lambda _, __, made: "slower" if any(one.form == PACKED for one in made) else "")
+    recipe = Recipe.of("weights(min_size=0, block=16)").changed(min_sqnr=0)
+    result = optimize(tmp_path / "model.onnx", tmp_path / "result.onnx", recipe=recipe)
+    assert "MatMulNBits" not in stored(tmp_path / "result.onnx")
+    assert result.ledger.counts() == {"weights": 1}
+    assert slow.key in {drop.key for drop in result.ledger.declined}
+
+
 def test_bias_that_is_no_vector_stays() -> None:
     """What is added and is not one number per output channel is added still."""
     model = model_of("matmul = MatMul(x, w) y = Add(matmul, matmul)")
-    assert Weights(min_size=0).run(model, Context(samples_of(model), "cpu"))
+    assert Weights(min_size=0).run(model, Context(samples_of(model), "cpu", measures=False))
     assert operators(model) == ["MatMulNBits", "Add"]
 
 
@@ -136,7 +192,7 @@ def test_other_targets_and_other_layers_are_left_alone() -> None:
     model = model_of(LINEAR)
     samples = samples_of(model)
     assert not Weights(min_size=0).run(model, Context(samples, "portable"))
-    assert not Weights(min_size=10_000).run(model, Context(samples, "cpu"))
+    assert not Weights(min_size=10_000).run(model, Context(samples, "cpu", measures=False))
     assert not Weights(min_size=0, exclude=("node_*",)).run(model, Context(samples, "cpu"))
     assert operators(model) == ["MatMul", "Add"]
 
@@ -163,36 +219,60 @@ def test_a_form_that_does_not_pay_is_declined(monkeypatch: pytest.MonkeyPatch) -
     """A layer that is slower in integers stays in float, and the ledger has the times, the shape and the key that a replay denies."""
     model = model_of(LINEAR)
     with ledger.recording(ledger.Recorder()) as recorder:
-        assert not Dynamic(min_size=0).run(model, context_of(model, monkeypatch, [12e-6 * 8, 14e-6 * 8]))
+        assert not Dynamic(min_size=0).run(model, context_of(model, monkeypatch, [12e-6 * 8, 14e-6 * 8, 15e-6 * 8]))
     assert operators(model) == ["MatMul", "Add"]
     [declined] = recorder.declined
     assert declined.key == ledger.Key("dynamic", "", "node_0")
-    assert declined.reason == "float 12.0 us, DynamicQuantizeMatMul 14.0 us for [25,80]x[80,24]"
+    assert declined.reason == "float 12.0 us, DynamicQuantizeMatMul 14.0 us, MatMulNBits 15.0 us for [25,80]x[80,24]"
 
 
 def test_a_form_that_is_slower_by_noise_alone_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few per cent on a busy machine tell nothing."""
     model = model_of(LINEAR)
-    assert Dynamic(min_size=0).run(model, context_of(model, monkeypatch, [1e-5, 1.04e-5]))
+    assert Dynamic(min_size=0).run(model, context_of(model, monkeypatch, [1e-5, 1.04e-5, 1.02e-5]))
     assert operators(model) == ["DynamicQuantizeMatMul"]
 
 
+@on_8_bits
+def test_the_form_of_a_layer_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales per block are taken where that is clearly faster than scales per channel; a replay, told so by a denial, times nothing."""
+    model = model_of(LINEAR)
+    measured, replayed = model.clone(), model.clone()
+    with ledger.recording(ledger.Recorder()) as recorder:
+        assert Dynamic(min_size=0).run(measured, context_of(model, monkeypatch, [3e-5, 2e-5, 1e-5]))
+    assert operators(measured) == ["MatMulNBits"]
+    [declined] = recorder.declined
+    assert declined.key == ledger.Key("dynamic", CHANNELS, "node_0")
+    with ledger.recording(ledger.Recorder(frozenset({declined.key}))):
+        assert Dynamic(min_size=0).run(replayed, Context(samples_of(model), "cpu", measures=False))
+    assert operators(replayed) == ["MatMulNBits"]
+    feed = next(iter(samples_of(model)))
+    expected, *found = (open_session(each).run(feed)["y"] for each in (model, measured, replayed))
+    np.testing.assert_array_equal(*found)
+    assert np.square(found[0] - expected).sum() < 1e-3 * np.square(expected).sum()
+    for seconds, narrow in (([3e-5, 2e-5, 1.9e-5], ()), ([3e-5, 2e-5, 1e-5], ("node_0",))):
+        other = model.clone()
+        assert Dynamic(min_size=0, narrow=narrow).run(other, context_of(model, monkeypatch, seconds))
+        assert operators(other) == ["DynamicQuantizeMatMul"]
+
+
+@on_8_bits
 def test_layers_with_one_input_are_timed_together_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers of one shape on one value are one measurement, made once for all attempts of a run; a replay makes none."""
     timed: list[int] = []
 
     def race(models: list[ir.Model], feed: dict[str, np.ndarray], options: SessionOptions) -> list[float]:
         timed.extend(len(open_session(model).run(feed)) for model in models)
-        return [2.0, 1.0]
+        return [2.0, 1.0, 3.0]
 
     monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", race)
     model = model_of("first = MatMul(x, w) second = MatMul(x, w) y = Add(first, second)")
     context = Context(samples_of(model), "cpu")
     for each in (model.clone(), model.clone(), model.clone()):
         Dynamic(min_size=0).run(each, context)
-    assert timed == [16, 16]  # two layers, eight times, in float and in integers
+    assert timed == [16, 16, 16]  # two layers, eight times, in float and in two forms
     Dynamic(min_size=0).run(model.clone(), Context(samples_of(model), "cpu", measures=False))
-    assert timed == [16, 16]
+    assert timed == [16, 16, 16]
 
 
 def test_what_was_solved_is_kept_as_long_as_it_holds() -> None:
@@ -231,7 +311,7 @@ def test_layers_without_a_kernel_say_so(nodes: str) -> None:
             value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(array.dtype)), ir.Shape(array.shape)
             model.graph.register_initializer(value)
     with ledger.recording(ledger.Recorder()) as recorder:
-        assert not Weights(min_size=0).run(model, Context(samples_of(model), "cpu"))
+        assert not Weights(min_size=0).run(model, Context(samples_of(model), "cpu", measures=False))
     assert list(recorder.misses.values()) == ["its weight is not one matrix on the right"]
 
 
@@ -256,6 +336,7 @@ def test_gptq_is_never_worse_than_rounding_on_samples_it_has_not_seen(name: str)
             assert found <= plain, f"{layer.name} at {scheme.bits} bits"
 
 
+@on_8_bits
 def test_an_approximation_is_held_to_the_recipe(tmp_path: Path) -> None:
     """What the recipe allows is kept; what it does not is taken back, and the ledger says so."""
     ir.save(model_of(LINEAR), tmp_path / "model.onnx")

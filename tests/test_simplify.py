@@ -320,3 +320,12 @@ def test_constants_are_what_the_runtime_computes(operator: str) -> None:
     assert found is not None
     assert found[0].dtype == expected.dtype
     np.testing.assert_allclose(found[0], expected, rtol=3e-7, atol=1e-7)
+
+
+def test_a_large_constant_that_others_use_is_not_multiplied_apart() -> None:
+    """It would be in the file twice."""
+    numbers = "{" + ", ".join(["1.5"] * 64) + "}"
+    constants = f"float[64] a = {numbers}, float b = {{2}}"
+    text = f"(float[64] x) => (float[64] y, float[64] z) <{constants}> {{ t = Mul(x, a) y = Mul(t, b) z = Add(x, a) }}"
+    assert "twice" in misses(text, Simplify())["merge-multiplied-constants"]
+    assert_rewritten(text.replace("[64]", "[1]").replace(numbers, "{1.5}"), [Simplify()], "Mul Add")

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx import helper, numpy_helper
 
 from graphopt.errors import RuntimeUnavailableError
 
@@ -87,6 +90,41 @@ def has_kernel(provider: str, operator: str, dtype: ir.DataType, opset: int) -> 
         if definition.first <= version <= definition.last and wanted in main:
             return True
     return False
+
+
+@functools.cache
+def packed_bits() -> frozenset[int]:
+    """The widths of weights that the CPU kernel of MatMulNBits takes: 4 alone in 1.20; all of 2, 4 and 8 in 1.31.
+
+    The registry does not tell them apart, so that a product of each is loaded.
+
+    Raises:
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    return frozenset(bits for bits in (2, 4, 8) if _loads(_packed_product(bits)))
+
+
+def _packed_product(bits: int) -> bytes:
+    """A product with one block of 16 weights."""
+    weights = numpy_helper.from_array(np.zeros((1, 1, 2 * bits), np.uint8), "w")
+    scales = numpy_helper.from_array(np.ones(1, np.float32), "s")
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=16, N=1, bits=bits, block_size=16)
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, width]) for name, width in (("x", 16), ("y", 1)))
+    graph = helper.make_graph([node], "product", [x], [y], [weights, scales])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
+
+
+def _loads(model: bytes) -> bool:
+    state = _state()
+    options = state.SessionOptions()
+    options.log_severity_level = 4
+    session = state.InferenceSession(options, model, False, False)
+    try:
+        session.initialize_session(["CPUExecutionProvider"], [{}], set())
+    except Exception:  # of a class of its own for each kind of refusal
+        return False
+    return True
 
 
 def _state() -> Any:

@@ -24,6 +24,7 @@ from tests.random_graphs.networks import STEPS_OF_NETWORKS
 from tests.random_graphs.norms import STEPS_OF_NORMS
 from tests.random_graphs.operators import STEPS_OF_ONE, Step
 from tests.random_graphs.rotary import STEPS_OF_ROTATIONS
+from tests.random_graphs.selections import STEPS_OF_SELECTIONS
 from tests.random_graphs.simple import STEPS_OF_SIMPLE
 from tests.random_graphs.values import OTHER_SIZES, SYMBOLS, Value, is_static
 from tests.random_graphs.views import STEPS_OF_VIEWS
@@ -36,6 +37,7 @@ _NOT_WHEN_EMPTY = ("Einsum", "MatMul", "Gemm", "Attention", "Cos", "Conv", "Conv
 _FAMILIES: tuple[tuple[Step, ...], ...] = (
     STEPS_OF_SIMPLE, STEPS_OF_VIEWS, STEPS_OF_LENGTHS, STEPS_OF_LAYERS, STEPS_OF_ONE, STEPS_OF_NETWORKS, STEPS_OF_ACTIVATIONS,
     STEPS_OF_ACTIVATIONS, STEPS_OF_NORMS, STEPS_OF_ALGEBRA, STEPS_OF_ATTENTIONS, STEPS_OF_ATTENTIONS, STEPS_OF_ROTATIONS,
+    STEPS_OF_SELECTIONS,
 )  # fmt: skip
 _NAMES = {size: name for name, size in SYMBOLS.items()}
 

@@ -9,8 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edits import Builder
+from graphopt.graph.growth import is_affordable
 from graphopt.graph.view import Array, View, attribute
-from graphopt.passes.affine.weighted import OPERATORS, Weighted, bias_of, is_affordable, narrowed, weighted_at
+from graphopt.passes.affine import resizing
+from graphopt.passes.affine.weighted import OPERATORS, Weighted, bias_of, narrowed, weighted_at
 from graphopt.passes.rules import Change, Miss, Rule, RulePass, rule
 from graphopt.passes.simplify.chains import rounds_when_added
 from graphopt.passes.simplify.views import RESHAPES
@@ -341,4 +343,5 @@ class Affine(RulePass):
         rule(merge_scaling_into_batchnorm, *SCALINGS),
         rule(merge_matmuls, "MatMul"),
         rule(fold_gemm_factors, "Gemm"),
+        *resizing.RULES,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,6 @@ from graphopt.graph.view import Array, View, attribute, input_of
 from graphopt.passes.rules import Miss
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-_SLACK = 1024
-"""Bytes that a rewrite which removes a node may add: about what the node and its constant took in the file."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +124,6 @@ def bias_of(weighted: Weighted, view: View) -> Array | None:
     """The bias as float64 [outputs] or [1], what Gemm multiplies it with included; None where there is none."""
     vector = None if weighted.bias is None else _bias_vector(weighted.bias, view)
     return None if vector is None else vector * float(attribute(weighted.node, "beta", 1.0))
-
-
-def grown_bytes(new: Sequence[Array | None], freed: Sequence[ir.Value | None], view: View) -> int:
-    """Bytes that a rewrite adds to the file: its new constants less the old ones that only the rewritten nodes use."""
-    gone = {value for value in freed if value is not None and view.is_constant(value) and view.is_private(value)}
-    tensors = [ir.convenience.get_const_tensor(value) for value in gone]
-    return sum(array.nbytes for array in new if array is not None) - sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def is_affordable(new: Sequence[Array | None], freed: Sequence[ir.Value | None], view: View) -> bool:
-    """Whether a rewrite leaves the file as small as it was."""
-    return grown_bytes(new, freed, view) <= _SLACK
 
 
 def narrowed(exact: Array, dtype: np.dtype[np.generic]) -> Array | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt.passes.rules import Rule, RulePass
-from graphopt.passes.simplify import chains, folding, identities, pieces, views
+from graphopt.passes.simplify import chains, folding, identities, pieces, selection, views
 
 
 @dataclass(frozen=True)
@@ -17,4 +17,4 @@ class Simplify(RulePass):
     """
 
     name: ClassVar[str] = "simplify"
-    rules: ClassVar[tuple[Rule, ...]] = identities.RULES + views.RULES + pieces.RULES + chains.RULES + folding.RULES
+    rules: ClassVar[tuple[Rule, ...]] = identities.RULES + views.RULES + pieces.RULES + chains.RULES + selection.RULES + folding.RULES

@@ -8,12 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edits import Builder
+from graphopt.graph.growth import grown_bytes
 from graphopt.graph.view import Array, View
 from graphopt.passes.rules import Change, Miss, rule
 
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _MANTISSA = {ir.DataType.FLOAT16: 10, ir.DataType.FLOAT: 23, ir.DataType.DOUBLE: 52}
 """Bits of the fraction."""
+_NODE = 64
+"""Bytes that a constant may add: about what the node that goes took in the file."""
 _LARGEST = 1 << 20
 """Constants with more elements are left alone: merging them saves little of what reading them costs."""
 
@@ -56,6 +59,9 @@ def _merge(node: ir.Node, view: View, signs: dict[str, int], combine: Combine) -
         return Miss("the merged constant overflows, vanishes or is larger, or adding one of them rounds")
     divides = sign_a < 0 and sign_b < 0
     operator = next(name for name, sign in signs.items() if sign == (-1 if divides else 1))
+    constants = [operand for operand in (*inner_node.inputs, *node.inputs) if view.is_constant(operand)]
+    if grown_bytes([merged], constants, view) > _NODE:
+        return Miss("a constant is used elsewhere too, and would be there twice")
     return Change(lambda op: _apply(op, operator, value, merged))
 
 
