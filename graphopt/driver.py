@@ -13,8 +13,10 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import files
+from graphopt.choosing.coverage import Coverage, coverage_of
 from graphopt.choosing.metric import Function, Metric, function_of
-from graphopt.errors import RecipeError, VerificationError
+from graphopt.choosing.unguided import unguided
+from graphopt.errors import RecipeError, SessionError, VerificationError
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.scratch import scratch
 from graphopt.graph.signature import signature_of
@@ -30,6 +32,7 @@ from graphopt.result import Result, figures_of, place_beside, resolved, write_be
 from graphopt.run import Run
 from graphopt.runtime.registry import available_providers
 from graphopt.runtime.session import SessionOptions
+from graphopt.runtime.trace import trace_shapes
 from graphopt.samples import Samples
 from graphopt.stage import stages_of, total_seconds
 from graphopt.subject import Subject, choose_subject
@@ -53,6 +56,7 @@ def optimize(
     allow_imports: bool = False,
     custom_ops: Sequence[Path] = (),
     metric: Function | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Optimizes a model, proves the result against the original, and writes it.
@@ -68,6 +72,8 @@ def optimize(
         allow_imports: let the recipe name passes as ``module:Class``, and its metric as ``module:function``.
         custom_ops: libraries of custom operators to register with the runtime.
         metric: the function behind the recipe's ``metric``, see :class:`graphopt.choosing.metric.Metric`; None to import it by that name.
+        memory: bytes for what samples tell about layers at a time, and for activations on their way: less takes more passes over the
+            samples and gives the same result. None for the default, 1 GiB and 320 MiB.
         progress: told what is being done.
 
     Returns:
@@ -100,7 +106,10 @@ def optimize(
         own = None if function is None else Metric(str(recipe.metric), function, float(recipe.max_drop or 0), options, baseline)
         if own is not None and (verifier is None or subject.protected):
             raise RecipeError(f"{intake.name}: metric {own.name}: the model does not run as a whole here, or is not to be run (verify)")
-        stages = stages_of(passes, functools.cache(lambda: _context(intake.model, samples, subject, recipe, options)))
+        if samples is None or samples.is_synthetic:
+            passes, note = unguided(passes)
+            ledger.notes.extend([note] if note else [])
+        stages = stages_of(passes, functools.cache(lambda: _context(intake.model, samples, subject, recipe, options, memory)))
         prover = Prover(intake.path(folder), baseline, subject.feeds, options, recipe.time_limit, _properties(recipe, subject))
         path = folder / intake.output_name
         if intake.target is not None:  # else the result lives on in memory, and longer than the folder
@@ -156,13 +165,15 @@ def _properties(recipe: Recipe, subject: Subject) -> tuple[Property, ...]:
     return ("size", "kernels") if recipe.resolved else ("size", "kernels", "speed")
 
 
-def _context(model: ir.Model, samples: Samples | None, subject: Subject, recipe: Recipe, options: SessionOptions) -> Context:
+def _context(
+    model: ir.Model, samples: Samples | None, subject: Subject, recipe: Recipe, options: SessionOptions, memory: int | None
+) -> Context:
     """What guided passes are given; without samples, the made-up ones that the original is known to run on."""
     if samples is None:
         feeds = [dict(feed) for feed in subject.feeds] or list(Samples.synthetic(model, recipe.shapes))
         samples = Samples(lambda: iter(feeds), len(feeds), f"{len(feeds)} synthetic samples", is_synthetic=True)
     measures = recipe.verify == "full" and recipe.resolved is None and not _not_executed(recipe)
-    return Context(samples, recipe.target, options=options, measures=measures)
+    return Context(samples, recipe.target, options=options, measures=measures, memory=memory)
 
 
 def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
@@ -187,6 +198,9 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
         if run.min_sqnr is None and verdict.relative > run.recipe.tolerance:
             noise = max(reference.loudest for reference in run.verifier.references)
             ledger.notes.append(f"on these samples the original itself moves by {noise:.1e} when its inputs move by one rounding")
+    coverage = _coverage(run, ledger)
+    if coverage is not None and coverage.integer_macs:
+        ledger.notes.append(str(coverage))
     effort = run.verifier.effort if run.verifier else Effort()
     figures = figures_of(
         intake,
@@ -196,6 +210,7 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
         relative_error=verdict.relative if run.verifier else None,
         sqnr_db=verdict.sqnr_db if run.verifier and run.min_sqnr is not None else None,
         metric=(own.name, own.before, own.of(run.path)) if (own := run.metric) is not None and run.min_sqnr is not None else None,
+        coverage=coverage,
         synthetic=run.subject.synthetic,
         sessions=effort.sessions,
         inferences=effort.inferences,
@@ -203,3 +218,18 @@ def _conclude(run: Run, intake: Intake, ledger: Ledger) -> Result:
     )
     recipe = resolved(run.recipe, run.denied - run.given, measured=run.prover.timed)
     return Result(run.model, intake.target, intake.source, ledger, recipe, figures)
+
+
+def _coverage(run: Run, ledger: Ledger) -> Coverage | None:
+    """What runs in integers, of the model before its first approximation."""
+    first = next((number for number, stage in enumerate(run.stages) if stage.approximates), None)
+    if first is None or not run.outcomes or not run.subject.feeds or run.subject.protected:
+        return None
+    before = run.attempts[first - 1].model if first else run.original
+    try:
+        shapes = trace_shapes(before, run.subject.feeds[0], run.prover.options)
+    except SessionError:  # some models need the runtime's optimizations to run at all
+        return None
+    passes = frozenset[str]().union(*(stage.approximating for stage in run.stages))
+    otherwise = "the ranges of its values are known from samples alone" if run.subject.synthetic else "no pass of the recipe is for it"
+    return coverage_of(before, shapes, ledger, passes, otherwise)

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import __version__, files
+from graphopt.choosing.coverage import Coverage
 from graphopt.files.atomic import PendingFile
 from graphopt.graph.edits import all_nodes, forget_given_names
 from graphopt.intake import Intake
@@ -41,6 +42,7 @@ class Figures:
         relative_error: the largest difference seen, relative to the largest magnitude of its output; None where nothing ran.
         sqnr_db: the smallest signal-to-noise ratio of an output; None where nothing was approximated.
         metric: the user's own, its name and its number for the original and for the result; None where there is none.
+        coverage: how much of the work of layers runs in integers; None where nothing was approximated, or nothing could be run.
         synthetic: figures come from made-up samples.
         sessions, inferences: what verification took.
         seconds: time per pass and per kind of check.
@@ -56,6 +58,7 @@ class Figures:
     relative_error: float | None = None
     sqnr_db: float | None = None
     metric: tuple[str, float, float] | None = None
+    coverage: Coverage | None = None
     synthetic: bool = False
     sessions: int = 0
     inferences: int = 0
@@ -63,9 +66,9 @@ class Figures:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("speed", "seconds")}
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
-        return plain | {"seconds": seconds, "speed": self.speed.to_json() if self.speed else None}
+        held = {name: found.to_json() if found else None for name, found in (("speed", self.speed), ("coverage", self.coverage))}
+        return vars(self) | {"seconds": seconds} | held
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def figures_of(intake: Intake, attempts: Sequence[Attempt], prover: Prover, path
         attempts: the stages.
         prover: holds what was measured of the file.
         path: the file.
-        verification: ``relative_error``, ``sqnr_db``, ``metric``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
+        verification: ``relative_error``, ``sqnr_db``, ``metric``, ``coverage``, ``synthetic``, ``sessions``, ``inferences``, ``seconds``.
     """
     return Figures(
         bytes_before=files.total_bytes(prover.original),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -145,17 +145,26 @@ class Run:
                 self._prepare_approximations(model)
             stage = self.stages[number]
             with self.progress.step(f"rewrite and verify: {stage.name}"):
-                original = outcomes[-1].attempt.original if outcomes else None
-                if stage.approximates and (preparation := stage.of_role("prepare")).passes:
-                    self._take(run_verified(preparation, model, self.denied, self._judge(outcomes), original))
-                judge = self.judge if stage.approximates else self._judge(outcomes)
-                outcomes.append(self._take(run_verified(stage, model, self.denied, judge, original)))
+                outcomes.append(self._outcome(stage, model, outcomes))
             model = outcomes[-1].attempt.model
         self.outcomes = outcomes
         if self.recipe.insist and self.nearest:
             raise LimitError(
                 f"{self.prover.original.name}: no approximation of this recipe keeps {self.judge.limit}; the nearest is {self.nearest}"
             )
+
+    def _outcome(self, stage: Stage, model: ir.Model, before: Sequence[Outcome]) -> Outcome:
+        """Runs one stage; a preparation has to be exact, and is worked out once, whatever becomes of the approximations after it."""
+        original = before[-1].attempt.original if before else None
+        if not stage.approximates:
+            return self._take(run_verified(stage, model, self.denied, self._judge(before), original))
+        preparation = stage.of_role("prepare")
+        if not preparation.passes:
+            return self._take(run_verified(stage, model, self.denied, self.judge, original))
+        prepared = self._take(run_verified(preparation, model, self.denied, self._judge(before), original)).attempt
+        rest = stage.of_role("approximate", "recover")
+        outcome = self._take(run_verified(rest, prepared.model, self.denied, self.judge))
+        return replace(outcome, attempt=outcome.attempt.after(prepared, model))
 
     def _prepare_approximations(self, model: ir.Model) -> None:
         """Before the first of them, once: denies what the recipe does not let them touch, and fits them to its instruction set.

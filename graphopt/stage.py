@@ -56,6 +56,27 @@ class Attempt:
         recorder = Recorder(misses=dict(told.misses), notes=list(told.notes)) if told else Recorder()
         return cls(snapshot.clone(), recorder, original=original)
 
+    def after(self, prepared: Attempt, snapshot: ir.Model) -> Attempt:
+        """This attempt and the preparation that it began with, as one; no preparation where it changed nothing.
+
+        Args:
+            prepared: what it began with.
+            snapshot: the model before both.
+        """
+        first, second = prepared.recorder, self.recorder
+        joined = replace(
+            second,
+            rewrites=[*first.rewrites, *second.rewrites],
+            misses=first.misses | second.misses,
+            notes=[*first.notes, *second.notes],
+            allowed=[*first.allowed, *second.allowed],
+            declined=[*first.declined, *second.declined],
+        )
+        seconds = prepared.seconds | self.seconds
+        if not second.rewrites:
+            return replace(Attempt.without_change(snapshot, self.original, joined), seconds=seconds)
+        return replace(self, recorder=joined, seconds=seconds)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -198,7 +219,13 @@ def stages_of(passes: Sequence[AnyPass | ForeignPass], context: Callable[[], Con
             stages[-1] = replace(stages[-1], passes=(*stages[-1].passes, each))
         else:
             stages.append(Stage((each,), context() if isinstance(each, GuidedPass) else None))
-    return stages
+    return [_told(stage) for stage in stages]
+
+
+def _told(stage: Stage) -> Stage:
+    """The stage, whose context names its passes, also where only those of one role are run."""
+    guided = tuple(each for each in stage.passes if isinstance(each, GuidedPass))
+    return stage if stage.context is None else replace(stage, context=replace(stage.context, passes=guided))
 
 
 def _follows(before: Role | None, after: Role | None) -> bool:

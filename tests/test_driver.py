@@ -211,6 +211,15 @@ def test_the_time_limit_reaches_the_clock(dynamic: Path, monkeypatch: pytest.Mon
     assert seen == {"limit": 3.5, "threads": 2}
 
 
+@pytest.mark.parametrize("name", ["attention", "conv"])
+def test_less_memory_gives_the_same_bytes(digits: Path, tmp_path: Path, name: str) -> None:
+    """What samples tell about layers is gathered a few layers at a time, and comes to the same."""
+    recipe, files = preset("int8").changed(verify="structure"), [tmp_path / "much.onnx", tmp_path / "little.onnx"]
+    for path, memory in zip(files, (None, 200_000), strict=True):
+        driver.optimize(digits / f"{name}.onnx", path, recipe=recipe, data=digits / "calib.npz", memory=memory)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_any_length_of_symbolic_dimensions(dynamic: Path, tmp_path: Path) -> None:
     """The result runs at lengths that verification never saw; a chosen length is the one that is run."""
     result = driver.optimize(dynamic, tmp_path / "out.onnx", recipe=EXACT.changed(shapes={"batch": 5}))

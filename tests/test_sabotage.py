@@ -206,7 +206,7 @@ def table(name: str, *rules: Rule) -> type[RulePass]:
 def register(monkeypatch: pytest.MonkeyPatch) -> Register:
     """A function that makes a recipe of pass classes, and has recipes find them by name."""
     known: dict[str, type[Any]] = {}
-    monkeypatch.setattr("graphopt.recipe.find", lambda name: known.get(name) or find(name))
+    monkeypatch.setattr("graphopt.spec.find", lambda name: known.get(name) or find(name))
 
     def registered(*kinds: type[Any], verify: str = "outputs", **fields: Any) -> Recipe:
         known.update({kind.name: kind for kind in kinds})

@@ -12,12 +12,16 @@ import pytest
 from graphopt import ledger
 from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
-from graphopt.passes.base import Context
+from graphopt.passes.base import Context, GuidedPass
+from graphopt.passes.quantize.candidates import Verdict
 from graphopt.passes.quantize.dynamic import Dynamic
 from graphopt.passes.quantize.smooth import Smooth
+from graphopt.passes.quantize.static import Static
+from graphopt.passes.quantize.weights import Weights
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
-from graphopt.solve.smooth import Inputs, best_smooth
+from graphopt.solve.smooth import Inputs, best_threshold
+from graphopt.stage import stages_of
 from tests.helpers import assert_same_outputs, operators, parse
 
 WIDTH = 32
@@ -86,11 +90,14 @@ def samples_of(model: ir.Model) -> Samples:
     return Samples.open(feeds, signature_of(model))
 
 
-def smoothed(model: ir.Model, samples: Samples, denied: Collection[ledger.Key] = ()) -> tuple[ir.Model, ledger.Recorder]:
-    """A clone after the pass, which is sound."""
+def smoothed(
+    model: ir.Model, samples: Samples, denied: Collection[ledger.Key] = (), served: GuidedPass | None = None
+) -> tuple[ir.Model, ledger.Recorder]:
+    """A clone, which is sound, after the pass in a stage with another one."""
     after = model.clone()
+    passes = (Smooth(), served or Dynamic(min_size=0))
     with ledger.recording(ledger.Recorder(frozenset(denied))) as recorder:
-        Smooth().run(after, Context(samples, "cpu", measures=False))
+        Smooth().run(after, Context(samples, "cpu", measures=False, passes=passes))
     verify_structure(after)
     return after, recorder
 
@@ -194,7 +201,9 @@ def test_a_mul_serves_only_layers_that_will_be_quantized() -> None:
 
 def test_no_mul_for_layers_that_are_slower_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the measurement that ``dynamic`` goes by speaks against its form, nothing is put before the layers."""
-    monkeypatch.setattr("graphopt.passes.quantize.smooth.that_pay", lambda *_: [])
+    monkeypatch.setattr(
+        "graphopt.passes.quantize.smooth.race", lambda _, places, *__: {place.layer.name: Verdict("", "slow") for place in places}
+    )
     model = model_of(SHARED)
     after, recorder = smoothed(model, samples_of(model))
     assert not recorder.rewrites
@@ -230,7 +239,56 @@ def test_made_up_samples_tell_nothing() -> None:
 
 def test_channels_of_a_class_get_one_scale() -> None:
     """The solver keeps the channels of a class together, and the largest of them decides."""
-    reach = np.array([1.0, 100.0, 1.0, 1.0])
-    inputs = Inputs(-reach, reach, reach**2 / 3)
-    scales = best_smooth(np.random.default_rng(0).normal(size=(16, 4)), inputs, np.array([0, 0, 1, 1]))
-    assert scales[0] == scales[1] > 2 * scales[2] == 2 * scales[3]
+    reach = np.where(np.arange(32) == 1, 100.0, 1.0)
+    inputs = Inputs(np.tile(-reach, (50, 1)), np.tile(reach, (50, 1)), reach**2 / 3)
+    scales = best_threshold(np.random.default_rng(0).normal(size=(16, 32)), inputs, np.arange(32) // 2)
+    assert scales[0] == scales[1] > 2
+    np.testing.assert_array_equal(scales[2:], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("served", "anchors"),
+    [
+        (Dynamic(min_size=0), {"node_2", "node_3"}),
+        (Dynamic(min_size=0, exclude=("node_3",)), {"node_2"}),
+        (Dynamic(min_size=0, include=("node_3",)), {"node_3"}),
+        (Dynamic(), set()),
+        (Static(exclude=("node_2",)), {"node_3"}),
+        (Weights(min_size=0), set()),
+    ],
+)
+def test_scales_serve_what_follows(served: GuidedPass, anchors: set[str]) -> None:
+    """Only inputs of layers whose data the following pass quantizes, by its own options, are scaled."""
+    model = model_of("n = LayerNormalization(x, s, b) m = LayerNormalization(x, s, b) p = MatMul(n, w1) q = MatMul(m, w2) y = Add(p, q)")
+    after, recorder = smoothed(model, samples_of(model), served=served)
+    assert {rewrite.key.anchor for rewrite in recorder.rewrites} == anchors, recorder.misses
+    assert_same_outputs(model, after, next(iter(samples_of(model))), tolerance=2e-5)
+
+
+def test_stages_tell_preparations_what_follows() -> None:
+    """The context of a stage names its passes, also where the preparations are run by themselves."""
+    context = Context(Samples.open([{"x": np.zeros((1, 1, WIDTH), np.float32)}], signature_of(model_of(RELU))), "cpu")
+    first, second = stages_of([Smooth(), Dynamic(min_size=7), Smooth(), Weights()], lambda: context)
+    assert first.context is not None
+    assert first.context.passes == (Smooth(), Dynamic(min_size=7))
+    assert first.of_role("prepare").context is first.context
+    assert second.context is not None
+    assert second.context.passes == (Smooth(), Weights())
+
+
+def test_scales_that_hurt_on_samples_kept_out_are_not_made() -> None:
+    """Where the samples kept out have their outliers elsewhere, so that weights of outliers would grow for nothing, nothing changes."""
+    model = model_of("n = Mul(x, even) y = MatMul(n, w3)")
+    [even] = [value for name, value in model.graph.initializers.items() if name == "even"]
+    even.const_value = ir.tensor(np.ones(WIDTH, np.float32), name="even")
+    generator = np.random.default_rng(0)
+    feeds = [{"x": generator.normal(size=(2, 8, WIDTH)).astype(np.float32)} for _ in range(8)]
+    for number, feed in enumerate(feeds):
+        feed["x"][..., [1, 2, 3, 4] if number % 4 != 3 else [5, 6, 7, 8]] *= 30
+    usual = [{"x": feed["x"]} for number, feed in enumerate(feeds) if number % 4 != 3]
+    _, recorder = smoothed(model, Samples.open(usual, signature_of(model)))
+    assert len(recorder.rewrites) == 1
+    after, recorder = smoothed(model, Samples.open(feeds, signature_of(model)))
+    assert not recorder.rewrites
+    assert any("kept out" in reason for reason in recorder.misses.values()), recorder.misses
+    assert_same_outputs(model, after, feeds[0])

@@ -1,96 +1,112 @@
-"""Scales that prepare a layer for quantization (SmoothQuant, Outlier Suppression+, equalization), and bias correction."""
+"""Scales that prepare a layer for quantization (thresholds, equalization), and bias correction."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from graphopt.graph.edits import Builder, Names
+from graphopt.runtime.session import open_session
 from graphopt.solve.equalize import equalizing_scales
 from graphopt.solve.grid import Scheme, fit_extremes, round_to_nearest
-from graphopt.solve.smooth import Inputs, best_smooth, best_threshold, expected_error, smooth_scales, threshold_scales
+from graphopt.solve.smooth import Inputs, best_threshold, expected_error, measured_error, threshold_scales
+from graphopt.targets.emit import dynamic_quantize_matmul
 
 Array = np.ndarray[Any, Any]
 
 
 @pytest.fixture
 def outliers() -> tuple[Array, Array]:
-    """A weight ``[48, 32]`` and inputs ``[32, 2000]``, two channels of which are fifty times as large, off centre."""
+    """A weight ``[48, 32]`` and inputs ``[32, 2000]`` of four calls, two channels of which are fifty times as large, off centre."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((32, 2000))
     x[[3, 20]] = 50 * x[[3, 20]] + 80
     return rng.standard_normal((48, 32)), x
 
 
-def inputs_of(x: Array) -> Inputs:
-    """Extremes and mean squares."""
-    return Inputs(x.min(axis=1), x.max(axis=1), (x**2).mean(axis=1))
+def inputs_of(x: Array, calls: int = 4) -> Inputs:
+    """Extremes by call, and mean squares."""
+    parts = np.split(x, calls, axis=1)
+    low, high = (np.stack([extreme(part, axis=1) for part in parts]) for extreme in (np.min, np.max))
+    return Inputs(low, high, (x**2).mean(axis=1))
 
 
-def int8_error(weight: Array, x: Array) -> float:
-    """Mean squared error of a product of 8-bit inputs (one scale) and 8-bit weights (one scale a row)."""
-    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
-    scale = (high - low) / 255
-    zero_point = np.rint(-low / scale)
-    rounded = (np.clip(np.rint(x / scale) + zero_point, 0, 255) - zero_point) * scale
-    on_grid = round_to_nearest(weight[None], fit_extremes(weight[None], Scheme(8))).weight[0]
-    return float(((on_grid @ rounded - weight @ x) ** 2).mean(axis=1).sum())
+def int8_error(weight: Array, x: Array, scales: Array, calls: int = 4) -> float:
+    """Mean squared error of products of 8-bit data (one scale a call) and 8-bit weights (one scale a row)."""
+    parts = np.split(x, calls, axis=1)
+    return math.fsum(measured_error(weight, part.T, part.min(axis=1), part.max(axis=1), scales) for part in parts) / len(x.T)
 
 
-def test_smooth_scales_balance_ranges(outliers: tuple[Array, Array]) -> None:
-    """At alpha one half the ranges of inputs and weights become alike in every channel."""
+def test_measured_error_is_the_runtimes(outliers: tuple[Array, Array]) -> None:
+    """The error that scales are judged by is that of the operator which the layer becomes."""
     weight, x = outliers
-    reach, weight_reach = np.abs(x).max(axis=1), np.abs(weight).max(axis=0)
-    scales = smooth_scales(reach, weight_reach, 0.5)
-    ratio = (reach / scales) / (weight_reach * scales)
-    np.testing.assert_allclose(ratio, ratio[0])
-    assert np.log(scales).mean() == pytest.approx(0.0, abs=1e-12)
-
-
-def test_smooth_scales_of_dead_channels() -> None:
-    """Channels without inputs or weights keep the scale one, and tiny ones do not explode."""
-    scales = smooth_scales(np.array([0.0, 1.0, 4.0, 1e-30]), np.array([1.0, 0.0, 4.0, 1.0]), 0.8)
-    assert scales[0] == scales[1] == 1.0
-    assert np.isfinite(scales).all()
-    np.testing.assert_array_equal(smooth_scales(np.zeros(3), np.ones(3), 0.5), np.ones(3))
+    stored = round_to_nearest(weight[None].astype(np.float32), fit_extremes(weight[None], Scheme(8)))
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]> graph (float[N, 32] x) => (float[N, 48] y) { y = Identity(x) }'
+    )
+    anchor = model.graph[0]
+    new = dynamic_quantize_matmul(Builder(anchor, Names(model)), model.graph.inputs[0], stored)
+    new.type, new.shape, model.graph.outputs[0] = anchor.outputs[0].type, anchor.outputs[0].shape, new
+    model.graph.remove(anchor)
+    rows = x.T.astype(np.float32)
+    [found] = open_session(model).run({"x": rows}).values()
+    error = float(np.square(found - rows @ weight.T.astype(np.float32), dtype=np.float64).sum())
+    assert measured_error(weight, rows, x.min(axis=1), x.max(axis=1), np.ones(32)) == pytest.approx(error, rel=1e-2)
 
 
 def test_chosen_scales_lower_the_real_error(outliers: tuple[Array, Array]) -> None:
-    """SmoothQuant, and shift with Outlier Suppression+, both beat the plain 8-bit product on real values."""
+    """Outliers shrink, all else stays, and the product in 8 bits errs by less than a fifth."""
     weight, x = outliers
-    plain = int8_error(weight, x)
-    inputs = inputs_of(x)
-    smooth = best_smooth(weight, inputs)
-    assert int8_error(weight * smooth, x / smooth[:, None]) < 0.2 * plain
-    shift, shifted = inputs.shifted(x.mean(axis=1))
-    scales = best_threshold(weight, shifted)
-    assert scales.min() >= 1.0
-    assert int8_error(weight * scales, (x - shift[:, None]) / scales[:, None]) < 0.2 * plain
+    scales = best_threshold(weight, inputs_of(x))
+    assert sorted(np.argsort(scales)[-2:]) == [3, 20]
+    np.testing.assert_array_equal(np.delete(scales, [3, 20]), 1.0)
+    assert int8_error(weight, x, scales) < 0.2 * int8_error(weight, x, np.ones(32))
 
 
-def test_shift_centres_the_inputs(outliers: tuple[Array, Array]) -> None:
-    """After the shift each channel reaches equally far to both sides, and the mean squares are those of shifted values."""
-    _, x = outliers
-    shift, shifted = inputs_of(x).shifted(x.mean(axis=1))
-    np.testing.assert_allclose(shifted.low, -shifted.high)
-    np.testing.assert_allclose(shifted.energy, ((x - shift[:, None]) ** 2).mean(axis=1))
+def test_outliers_in_other_channels_cost_no_step(outliers: tuple[Array, Array]) -> None:
+    """On data whose outliers are in channels that were small on the samples, the scales lose next to nothing."""
+    weight, x = outliers
+    scales, moved = best_threshold(weight, inputs_of(x)), np.roll(x, 5, axis=0)
+    assert (inputs_of(moved).steps(scales) <= inputs_of(moved).steps(np.ones(32))).all()
+    assert int8_error(weight, moved, scales) < 2 * int8_error(weight, moved, np.ones(32))
+
+
+def test_few_calls_are_trusted_less(outliers: tuple[Array, Array]) -> None:
+    """The same ranges seen in more calls allow a lower threshold: weights of outliers grow by more."""
+    weight, x = outliers
+    x[:, :] = np.where(np.arange(32)[:, None] < 16, x * 3, x)
+    few, many = (best_threshold(weight, inputs_of(x, calls)) for calls in (1, 50))
+    assert (few <= many).all()
+    assert few.max() < many.max()
+
+
+def test_ranges_of_single_calls_count() -> None:
+    """Channels that are large in turn, one in each call, leave every call with one outlier: scaling one alone gains nothing."""
+    low, high = np.full((4, 4), -1.0), np.eye(4) * 99 + 1
+    apart, together = Inputs(low, high, np.full(4, 100.0)), Inputs(low, np.tile(high.max(axis=0), (4, 1)), np.full(4, 100.0))
+    ones = np.ones(4)
+    np.testing.assert_allclose(apart.steps(ones), together.steps(ones))
+    first = np.array([100.0, 1.0, 1.0, 1.0])
+    assert apart.steps(first).mean() < together.steps(first).mean()
 
 
 def test_expected_error_predicts_the_real_one(outliers: tuple[Array, Array]) -> None:
     """The noise model is within a factor of 1.5 of measured errors, with and without scales."""
     weight, x = outliers
-    for scales in (np.ones(32), best_smooth(weight, inputs_of(x))):
-        expected = expected_error(weight, inputs_of(x), scales)
-        assert 1 / 1.5 < expected / int8_error(weight * scales, x / scales[:, None]) < 1.5
+    for scales in (np.ones(32), best_threshold(weight, inputs_of(x))):
+        assert 1 / 1.5 < expected_error(weight, inputs_of(x), scales) / int8_error(weight, x, scales) < 1.5
 
 
 def test_even_inputs_need_no_threshold() -> None:
-    """Nothing is scaled where there is nothing to gain, or nothing was seen."""
+    """Nothing is scaled where there is nothing to gain, nothing was seen, or what was seen is no number."""
     weight = np.random.default_rng(0).standard_normal((8, 6))
-    even = Inputs(-np.ones(6), np.ones(6), np.ones(6) / 3)
-    np.testing.assert_array_equal(best_threshold(weight, even), np.ones(6))
-    np.testing.assert_array_equal(best_threshold(weight, Inputs(np.zeros(6), np.zeros(6), np.zeros(6))), np.ones(6))
+    for reach in (1.0, 0.0, np.nan, np.inf):
+        inputs = Inputs(np.full((2, 6), -reach), np.full((2, 6), reach), np.ones(6) / 3)
+        np.testing.assert_array_equal(best_threshold(weight, inputs), np.ones(6))
     np.testing.assert_array_equal(threshold_scales(np.array([1.0, 8.0]), 2.0), [1.0, 4.0])
 
 

@@ -15,7 +15,8 @@ from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
-from graphopt.passes.quantize.static import Static, prefix
+from graphopt.passes.quantize.static import Static, prefix, rule
+from graphopt.passes.quantize.static.closeness import decibels
 from graphopt.passes.quantize.static.islands import Plan, plan_of
 from graphopt.passes.quantize.static.kernels import Ground
 from graphopt.runtime.kernels import executed_kernels
@@ -311,20 +312,56 @@ def test_one_number_moves_the_grid(nodes: str, expected: str) -> None:
     assert conversions(model) == (1, 1)
 
 
-def test_first_layers_that_do_not_pay_stay_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fastest of four models decides, and the ledger has the figures."""
-    keys = [ledger.Key("static", "", f"layer{number}") for number in range(6)]
+TIMED = [1.0, 0.8, 0.7, 0.72, 1.2]
+
+
+@pytest.mark.parametrize(
+    ("levels", "chosen", "figures"),
+    [
+        ([30.0, 30.0, 30.0, 30.0, 30.0], 2, "0.70 of the time and is 0.0 dB closer"),
+        ([30.0, 30.0, 30.0, 32.0, 30.0], 4, "0.72 of the time and is 2.0 dB closer"),
+        ([30.0, 30.0, 30.0, 30.0, 90.0], 2, "0.70 of the time"),
+    ],
+)
+def test_first_layers_stay_in_float_where_that_pays(
+    levels: list[float], chosen: int, figures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time and noise decide together, no variant that is far slower is taken however close it is, and the ledger has the figures."""
+    keys = [ledger.Key("static", "", f"layer{number}") for number in range(16)]
     tried: list[int] = []
 
     def variant(in_float: Sequence[ledger.Key]) -> ir.Model:
         tried.append(len(in_float))
-        return parse("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+        return model
 
-    monkeypatch.setattr(prefix, "seconds_of", lambda models, feed, options: [1.0, 0.8, 0.7, 0.9])
+    model = parse("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+    monkeypatch.setattr(prefix, "seconds_of", lambda models, feed, options: TIMED)
+    monkeypatch.setattr(prefix, "decibels", lambda model, variants, context: levels)
     samples = Samples(lambda: iter([{"x": np.zeros((3, 4), np.float32)}]), 1, "one sample")
     with ledger.recording(ledger.Recorder()) as recorder:
-        assert prefix.slow_prefix(keys, variant, Context(samples, "cpu")) == keys[:2]
-    assert tried == [0, 1, 2, 4]
-    assert [drop.key for drop in recorder.declined] == keys[:2]
-    assert "0.70 of the time" in recorder.declined[0].reason
-    assert prefix.slow_prefix(keys, variant, Context(samples, "cpu", measures=False)) == []
+        assert prefix.float_prefix(model, keys, variant, Context(samples, "cpu")) == keys[:chosen]
+    assert tried == [0, 1, 2, 4, 8]
+    assert [drop.key for drop in recorder.declined] == keys[:chosen]
+    assert figures in recorder.declined[0].reason
+    assert prefix.float_prefix(model, keys, variant, Context(samples, "cpu", measures=False)) == []
+
+
+@pytest.mark.parametrize(("levels", "chosen"), [([30.0, 30.5], "mse"), ([30.0, 32.0], "percentile")])
+def test_the_rule_of_ranges_is_measured(levels: list[float], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rule is taken where it is clearly closer; a replay, to which the first one is denied, takes it without measuring."""
+    model = parse("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+    monkeypatch.setattr(rule, "decibels", lambda model, variants, context: levels)
+    context = Context(samples_of(model), "cpu")
+    with ledger.recording(ledger.Recorder()) as recorder:
+        assert rule.fitting_rule(model, "static", lambda _: model, "all", context) == chosen
+    declined = frozenset(drop.key for drop in recorder.declined)
+    assert declined == ({ledger.Key("static", "mse")} if chosen == "percentile" else set())
+    with ledger.recording(ledger.Recorder(declined)):
+        assert rule.fitting_rule(model, "static", lambda _: model, "all", Context(context.samples, "cpu", measures=False)) == chosen
+
+
+def test_closeness_is_that_of_the_worst_output() -> None:
+    """The noise of a variant is that of the output that has the most, relative to its own power."""
+    model = parse("(float[N, 16] x) => (float[N, 16] y, float[N, 16] z) { y = Identity(x) z = Neg(x) }")
+    variant = parse("(float[N, 16] x) => (float[N, 16] y, float[N, 16] z) { h = Add(x, x) y = Identity(x) z = Neg(h) }")
+    assert decibels(model, [model, variant], Context(samples_of(model), "cpu")) == pytest.approx([200.0, 0.0], abs=1e-6)

@@ -23,7 +23,7 @@ from graphopt.graph.layers import layers_of
 from graphopt.graph.signature import signature_of
 from graphopt.graph.unfold import unfold
 from graphopt.passes.base import Context
-from graphopt.runtime.statistics import Histogram, Request, Statistics, collect, quantizable
+from graphopt.runtime.statistics import Histogram, Request, Statistics, collect, positions, quantizable
 from graphopt.runtime.statistics.values import ValueStatistics
 from graphopt.runtime.trace import trace_values
 from graphopt.samples import Samples
@@ -119,7 +119,6 @@ def test_values_are_those_of_numpy(kind: str) -> None:
         assert value.minimum == pytest.approx(flat.min(), rel=1e-5)
         assert value.maximum == pytest.approx(flat.max(), rel=1e-5)
         assert value.mean == pytest.approx(flat.mean(), abs=1e-5 * np.abs(flat).max())
-        assert value.absolute_mean == pytest.approx(np.abs(flat).mean(), rel=1e-5)
         if value.histogram is not None:
             counts, edges = value.histogram.bins()
             np.testing.assert_array_equal(counts, np.histogram(flat, edges)[0])
@@ -187,7 +186,6 @@ def assert_same(found: Statistics, expected: Statistics) -> None:
         other = found.values[name]
         assert (other.count, other.minimum, other.maximum) == (value.count, value.minimum, value.maximum)
         assert other.total == pytest.approx(value.total, rel=1e-9, abs=1e-6)
-        assert other.absolute_total == pytest.approx(value.absolute_total, rel=1e-9)
         assert (other.histogram is None) == (value.histogram is None)
         if value.histogram is not None and other.histogram is not None:
             assert (other.histogram.exponent, other.histogram.outside) == (value.histogram.exponent, value.histogram.outside)
@@ -331,6 +329,43 @@ def test_cross_products_with_an_original() -> None:
             stored = found.layers[layer.name].cross
             assert stored is not None
             np.testing.assert_allclose(stored, cross, rtol=0, atol=1e-4 * np.abs(cross).max())
+
+
+CONVOLUTION = (
+    "(float[N, 4, H, W] x) => (float[N, 6, P, Q] y) <float[6, 4, 3, 3] w> { y = Conv <pads = [1, 1, 1, 1], strides = [1, 2]> (x, w) }"
+)
+
+
+def test_some_positions_tell_what_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer with many positions some are taken, of every sample; their moments belong together and come close to those of all."""
+    model, original = weighted(CONVOLUTION), weighted(CONVOLUTION)
+    generator = np.random.default_rng(5)
+    samples = [{"x": 1 + generator.normal(size=(2, 4, 40, 40)).astype(np.float32)} for _ in range(8)]
+    [name] = all_layers(model)
+    request = Request(layers=(name,))
+    whole = collect(model, samples, request).layers[name]
+    assert whole.n == 8 * 2 * 40 * 20
+    monkeypatch.setattr(positions, "LEAST", 2000)
+    monkeypatch.setattr(positions, "TIMES", 1)
+    some = collect(model, samples, request, original=original).layers[name]
+    assert some.n == 2000
+    np.testing.assert_allclose(some.mean, whole.mean, atol=0.1)
+    np.testing.assert_allclose(some.gram / some.n, whole.gram / whole.n, atol=0.3)
+    assert some.cross is not None
+    np.testing.assert_allclose(some.cross, some.gram, rtol=1e-5)
+    again = collect(model, samples, request, memory=1).layers[name]
+    np.testing.assert_array_equal(again.gram, some.gram)
+
+
+@given(st.integers(0, 5000), st.integers(1, 300), st.integers(1, 70))
+def test_positions_are_spread(count: int, rows: int, samples: int) -> None:
+    """Positions of a sample rise, are no more than its share, and one lies in each stretch of it; pieces give them all."""
+    drawn = positions.Positions(samples)
+    drawn.begin(3)
+    found = drawn.drawn(count, rows)
+    assert found.size == min(count, drawn.most(rows))
+    assert not found.size or (found[0] >= 0 and found[-1] < count and (np.diff(found) > 0).all())
+    np.testing.assert_array_equal(np.concatenate([np.zeros(0, np.int64), *drawn.pieces(count, rows)]), found)
 
 
 @given(st.lists(st.lists(st.integers(-(10**7), 10**7), min_size=1, max_size=40), min_size=1, max_size=6))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphopt.graph.layers import layers_of
 from graphopt.passes.base import AnyPass
 from graphopt.passes.foreign import ForeignPass
-from graphopt.passes.quantize.dynamic import Dynamic
+from graphopt.passes.quantize.dynamic import CHANNELS, Dynamic
 from graphopt.passes.quantize.saturation import at_risk
 from graphopt.passes.quantize.static import Static
 from graphopt.stage import Stage
@@ -36,5 +36,7 @@ def safe_from_saturation(stages: Sequence[Stage], model: ir.Model) -> list[Stage
 
 
 def _narrowed(each: AnyPass | ForeignPass, names: tuple[str, ...]) -> AnyPass | ForeignPass:
-    """The pass with weights of 7 bits in some layers."""
-    return dataclasses.replace(each, narrow=names) if isinstance(each, _INTEGER_KERNELS) else each
+    """The pass with weights of 7 bits in some layers, and without forms of which nobody knows how their kernels add."""
+    if isinstance(each, Dynamic):
+        return dataclasses.replace(each, narrow=names, forms=tuple(form for form in each.forms if form == CHANNELS))
+    return dataclasses.replace(each, narrow=names) if isinstance(each, Static) else each

@@ -225,6 +225,7 @@ def report(
     threads: Threads = 0,
     custom_ops: CustomOps = None,
     quiet: QuietFlag = False,
+    as_json: Json = False,
 ) -> None:
     """Write what became of a model into one HTML file: figures, passes, layers, charts and the graph itself.
 
@@ -232,9 +233,9 @@ def report(
     """
     from graphopt.report.html import write_report
 
-    with progress_of(quiet=quiet).step(f"report {model}"):
+    with progress_of(quiet=quiet or as_json).step(f"report {model}"):
         path = write_report(output, model, against, data, options=session_of(threads, custom_ops))
-    show(f"wrote {path}", quiet=quiet)
+    show({"version": 1, "path": str(path)} if as_json else f"wrote {path}", quiet=quiet)
 
 
 @app.command()

@@ -66,6 +66,10 @@ def optimize(
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", metavar="SECONDS", help="Limit on one timed comparison.", show_default=False)
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="For statistics of layers.  [default: 1GiB]", show_default=False),
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=0, help="Threads within an operator.", show_default=False)] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="HTML", help="Write a report of the run.", show_default=False)] = None,
     no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Do not write OUT.ledger.json.")] = False,
@@ -79,6 +83,7 @@ def optimize(
     Example: `graphopt optimize model.onnx -o model.opt.onnx`
     """
     from graphopt import driver
+    from graphopt.calibration import bytes_of
     from graphopt.choosing.metric import function_of
     from graphopt.report import summary
 
@@ -112,6 +117,7 @@ def optimize(
         allow_imports=allow_imports,
         custom_ops=custom_ops or (),
         metric=None if metric is None else function_of(metric),
+        memory=None if memory is None else bytes_of(memory),
         progress=progress_of(quiet=quiet or as_json),
     )
     if report is not None:

@@ -50,6 +50,8 @@ class Context:
         measures: candidates may be timed; not in a replay, whose recipe holds what was chosen, nor where structure alone is verified.
         original: the model before the first approximation since the last preparation: what is approximated. Layers that are still
             there have their names there too. None before any approximation.
+        passes: those of the stage, in order: a preparation serves what follows it.
+        memory: bytes for what is gathered about layers at a time, and for activations on their way; None for the default.
         solved: what a pass worked out for a layer, for its next attempt on a clone of the same model; it checks that this still holds.
     """
 
@@ -59,6 +61,8 @@ class Context:
     options: SessionOptions = field(default_factory=SessionOptions)
     measures: bool = True
     original: ir.Model | None = None
+    passes: tuple[GuidedPass, ...] = ()
+    memory: int | None = None
     solved: dict[Any, Any] = field(default_factory=dict)
     _collectors: list[Collector] = field(default_factory=list)
 
@@ -68,7 +72,7 @@ class Context:
         from graphopt.runtime.statistics import Collector
 
         if not self._collectors:  # one for all contexts of a run, so that nothing is collected twice
-            self._collectors.append(Collector(self.samples, self.options))
+            self._collectors.append(Collector(self.samples, self.options, self.memory))
         return self._collectors[0]
 
 

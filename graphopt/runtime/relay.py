@@ -221,7 +221,9 @@ def _part(model: ir.Model, leg: _Leg, feed: Feed) -> ir.Model:
     for value in graph.inputs:
         array = feed[value.name or ""]
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        value.shape = ir.Shape([None] * array.ndim)
+        # The runtime takes an unknown number of sizes for none; there are as many as the picture has axes.
+        is_sizes = any(user.op_type == "Resize" and user.inputs[0] is not value for user in value.consumers())
+        value.shape = ir.Shape(array.shape if is_sizes else [None] * array.ndim)
     return ir.Model(graph, ir_version=model.ir_version, functions=[function.clone() for function in model.functions.values()])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,11 +57,11 @@ class Limits:
 
 
 class Session:
-    """A loaded model. It owns the temporary files that it was loaded from."""
+    """A loaded model. It owns what it was loaded from: temporary files, or weights in memory."""
 
-    def __init__(self, native: Any, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
+    def __init__(self, native: Any, owned: Any = None) -> None:
         self._native = native
-        self._folder = folder
+        self._owned = owned
         self._wide = any(extension.is_extension_type(value.type) for value in native.get_outputs())
         self.input_names: tuple[str, ...] = tuple(value.name for value in native.get_inputs())
         self.output_names: tuple[str, ...] = tuple(value.name for value in native.get_outputs())
@@ -92,8 +91,8 @@ def open_session(model: ir.Model | Path, optimizations: Optimizations = "all", o
     """Loads a model into the runtime; the model itself is never changed.
 
     Args:
-        model: a file, or a model in flight. Weights of the latter travel as bytes, or through a temporary folder that lives
-            as long as the session where they are large.
+        model: a file, or a model in flight. Weights of the latter travel as bytes; large ones stay where they are, or go through a
+            temporary folder that lives as long as the session.
         optimizations: the runtime's own graph optimizations.
         options: how to run.
 
@@ -143,10 +142,10 @@ def load_session(model: ir.Model | Path, native_options: Any, options: SessionOp
             f"{missing[0]} is not in the installed onnxruntime, which has {', '.join(runtime.get_available_providers())}; "
             "for CUDA: pip install graphopt[gpu]"
         )
-    source, folder = (str(model), None) if isinstance(model, Path) else _serialize(model)
+    source, owned = (str(model), None) if isinstance(model, Path) else _serialize(model, native_options)
     name = str(model) if isinstance(model, Path) else "the model"
     try:
-        return Session(runtime.InferenceSession(source, native_options, providers=list(options.providers)), folder)
+        return Session(runtime.InferenceSession(source, native_options, providers=list(options.providers)), owned)
     except Exception as error:  # the runtime's exceptions share no narrower base class
         _refuse(f"ONNX Runtime does not load {name}", error)
 
@@ -179,12 +178,18 @@ def _newest(works: Any, versions: Iterable[int]) -> int:
     return newest
 
 
-def _serialize(model: ir.Model) -> tuple[str | bytes, tempfile.TemporaryDirectory[str] | None]:
+def _serialize(model: ir.Model, native_options: Any) -> tuple[str | bytes, Any]:
+    """What a session is loaded from, and what it has to own for that."""
     # Imported here, so that a timing process pays for the runtime only.
     from graphopt.runtime import serialize
 
     if serialize.weight_bytes(model) <= serialize.IN_MEMORY_BYTES:
         return serialize.to_bytes(model), None
+    parts = serialize.to_parts(model)
+    if parts is not None:
+        weights = [_runtime().OrtValue.ortvalue_from_numpy(array) for array in parts.weights.values()]
+        native_options.add_external_initializers(list(parts.weights), weights)
+        return parts.content, (parts.weights, weights)
     folder = serialize.to_folder(model)
     return str(Path(folder.name) / "model.onnx"), folder
 

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it, as in GPTQ (arXiv:2210.17323)."""
 
+ROWS = 256
+"""An error that is told, and not chosen by, is taken of about so many rows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -146,6 +149,18 @@ class Metric:
             seen = self.output @ seen + _ridge(self.output, self.damping)[:, None, None] * seen
         rows: Array = np.einsum("gok,gok->go", seen, change, dtype=np.float64)
         return rows
+
+    def relative(self, weight: Array, approximation: Array) -> float:
+        """What an approximation changes at the output, relative to the output, in norm: on :data:`ROWS` rows spread over each group.
+
+        Args:
+            weight: ``[groups, out, K]``.
+            approximation: the same shape.
+        """
+        rows = slice(None, None, max(1, weight.shape[1] // ROWS)) if self.output is None else slice(None)
+        some, other = weight[:, rows], approximation[:, rows]
+        size = float(self.error(some, np.zeros_like(some)).sum())
+        return float((self.error(some, other).sum() / size) ** 0.5) if size else 0.0
 
 
 def working_dtype(weight: Array) -> np.dtype[Any]:

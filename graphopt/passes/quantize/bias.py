@@ -19,6 +19,7 @@ from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.runtime.fidelity import Fidelity, measure, merge
 from graphopt.runtime.relay import LAST, Means, Stop, channel_means, relay
 from graphopt.runtime.session import Feed, SessionOptions, open_session
+from graphopt.runtime.statistics import states_of
 
 Array = np.ndarray[Any, Any]
 
@@ -82,17 +83,40 @@ class BiasCorrection(GuidedPass):
         places = [place for place in _places(model, original) if ledger.allow(ledger.Key(self.name, "", place.name))]
         if not places:
             return False
-        used, held_out = _split(list(islice(context.samples, self.samples)))
-        shifts = _shifts(model, original, places, used, context.options)
-        corrected = model.clone()
-        _correct(corrected, places, shifts)
-        gain = _gain(original, model, corrected, held_out, context.options)
+        shifts, gain = self._solved(model, original, places, context)
         if not gain > 0:
-            ledger.note(f"bias: taken back, on {len(held_out)} samples kept out the outputs changed by {gain:+.2f} dB")
+            ledger.note(f"bias: taken back, on samples kept out the outputs changed by {gain:+.2f} dB")
             return False
         for place, added in zip(places, _correct(model, places, shifts), strict=True):
             ledger.record(ledger.Rewrite(ledger.Key(self.name, "", place.name), added=added, reason="mean output as before"))
         return True
+
+    def _solved(self, model: ir.Model, original: ir.Model, places: Sequence[_Place], context: Context) -> tuple[Means, float]:
+        """What is to be added to each layer's output, and the dB that it gains; once for all attempts that give the same model."""
+        key = ("bias", self.samples, _state(model), _state(original), tuple(places))
+        if key not in context.solved:
+            used, held_out = _split(list(islice(context.samples, self.samples)))
+            shifts = _shifts(model, places, self._wanted(original, places, used, context), used, context.options)
+            corrected = model.clone()
+            _correct(corrected, places, shifts)
+            context.solved[key] = shifts, _gain(original, model, corrected, held_out, context.options)
+        shifts, gain = context.solved[key]
+        return shifts, gain
+
+    def _wanted(self, original: ir.Model, places: Sequence[_Place], feeds: Sequence[Feed], context: Context) -> Means:
+        """The means of the original's values, of which each is taken once for all attempts."""
+        states = states_of(original)
+        keys = {Stop(p.before, p.stop.axis): ("bias", self.samples, states[f"value:{p.before}"], p.stop.axis) for p in places}
+        missing = [stop for stop, key in keys.items() if key not in context.solved]
+        found = channel_means(original, missing, feeds, context.options) if missing else {}
+        context.solved.update({keys[stop]: found[stop.value] for stop in missing})
+        return {stop.value: context.solved[key] for stop, key in keys.items()}
+
+
+def _state(model: ir.Model) -> tuple[str, ...]:
+    """How a model computes its outputs."""
+    states = states_of(model)
+    return tuple(states[f"value:{value.name}"] for value in model.graph.outputs)
 
 
 def _split(feeds: list[Feed]) -> tuple[list[Feed], list[Feed]]:
@@ -197,11 +221,9 @@ def _content(node: ir.Node, view: View) -> Array | None:
     return codes * scale
 
 
-def _shifts(model: ir.Model, original: ir.Model, places: Sequence[_Place], feeds: Sequence[Feed], options: SessionOptions) -> Means:
+def _shifts(model: ir.Model, places: Sequence[_Place], wanted: Means, feeds: Sequence[Feed], options: SessionOptions) -> Means:
     """What each layer's output needs added: ``[channels]`` by the name of its value."""
     before = {place.stop.value: place.before for place in places}
-    stops = [Stop(place.before, place.stop.axis) for place in places]
-    wanted = channel_means(original, stops, feeds, options)
     shifts: dict[str, Array] = {}
 
     def shifts_for(means: Means) -> Means:

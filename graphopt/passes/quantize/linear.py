@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from graphopt.graph.layers import MATMULS, Layer, layers_of, select
 from graphopt.graph.view import View, attribute, operator_of
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.replacing import take_place
-from graphopt.runtime.statistics import Request, states_of
+from graphopt.runtime.statistics import LayerStatistics, Request, states_of
 from graphopt.solve.gptq import COARSEST, gptq
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.solve.metric import Metric
@@ -26,6 +29,10 @@ from graphopt.targets import TARGETS
 Array = np.ndarray[Any, Any]
 
 _SUPPORTED = ("MatMul", "Gemm")
+_MEMORY = 1 << 30
+"""Bytes of Gram matrices that are held at a time."""
+_MOST_THREADS = 4
+"""So many layers are solved at a time: each takes a few times the memory of its Gram matrix."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +144,13 @@ def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Con
     names = {place.layer.name for place in places}
     schemes = {name: dataclasses.replace(scheme, bits=7) if name in narrow else scheme for name in names}
     waiting = [place for place in places if _before(place, schemes[place.layer.name], states, context) is None]
-    seen = tuple(place.layer.name for place in waiting if _state(place, states))
-    known = context.statistics(model, Request(layers=seen)).layers if seen else {}
-    for place in waiting:
-        found = known.get(place.layer.name)
-        fixed = _tensor(place), _state(place, states)
-        gram = None if found is None else found.gram
-        context.solved[_key(place, schemes[place.layer.name])] = (*fixed, *_solved(place.weight(), gram, schemes[place.layer.name]))
+    for group in _groups(waiting, context.memory or _MEMORY):
+        seen = tuple(place.layer.name for place in group if _state(place, states))
+        known = context.statistics(model, Request(layers=seen)).layers if seen else {}
+        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+            found = threads.map(partial(_solved, known, schemes), group)
+            for place, result in zip(group, found, strict=True):
+                context.solved[_key(place, schemes[place.layer.name])] = (_tensor(place), _state(place, states), *result)
     solved = []
     for place in places:
         before = _before(place, schemes[place.layer.name], states, context)
@@ -171,14 +178,28 @@ def _state(place: Place, states: Mapping[str, str]) -> str | None:
     return states.get(f"layer:{place.layer.name}")
 
 
-def _solved(weight: Array, gram: Array | None, scheme: Scheme) -> tuple[Quantized, float]:
-    metric = Metric(gram)
-    quantized = gptq(weight, metric, scheme)
-    if scheme.bits <= COARSEST:
+def _groups(places: Sequence[Place], memory: int) -> Iterator[list[Place]]:
+    """Layers whose Gram matrices fit into so many bytes together; one that does not fit is a group of its own."""
+    group, left = list[Place](), memory
+    for place in places:
+        count, _, width = place.layer.shape
+        size = count * width * width * np.dtype(np.float32).itemsize
+        if group and size > left:
+            yield group
+            group, left = [], memory
+        group.append(place)
+        left -= size
+    if group:
+        yield group
+
+
+def _solved(known: Mapping[str, LayerStatistics], schemes: Mapping[str, Scheme], place: Place) -> tuple[Quantized, float]:
+    name, weight = place.layer.name, place.weight()
+    metric = Metric(known[name].gram if name in known else None)
+    quantized = gptq(weight, metric, schemes[name])
+    if schemes[name].bits <= COARSEST:
         quantized = polish(weight, metric, quantized, rounds=1)
-    size = float(metric.error(weight, np.zeros_like(weight)).sum())
-    lost = float(metric.error(weight, quantized.weight).sum())
-    return quantized, (lost / size) ** 0.5 if size else 0.0
+    return quantized, metric.relative(weight, quantized.weight)
 
 
 def replace(model: ir.Model, solved: Sequence[Solved], pass_name: str, form: Form) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,30 +13,33 @@ import onnx_ir as ir
 from graphopt.passes.base import Context
 from graphopt.runtime.session import Session, SessionOptions, open_session
 
-_ROUNDS = 9
+_ROUNDS = 25
 _SHORTEST_S = 1e-3
 _LONGEST_S = 2.0
 
 Feed = Mapping[str, "np.ndarray[Any, Any]"]
 
 
-def remembered(context: Context, key: Hashable, race: Callable[[], list[float]]) -> list[float]:
-    """The times of a race, which is run once for all attempts at a stage.
+def remembered(context: Context, key: Hashable, measure: Callable[[], list[float]]) -> list[float]:
+    """What a comparison measured, which is made once for all attempts at a stage.
 
     Args:
         context: of the pass.
-        key: names the race.
-        race: runs it.
+        key: names the comparison.
+        measure: makes it.
     """
     place = ("race", key)
     if place not in context.solved:
-        context.solved[place] = race()
-    times: list[float] = context.solved[place]
-    return times
+        context.solved[place] = measure()
+    found: list[float] = context.solved[place]
+    return found
 
 
 def seconds_of(models: Sequence[ir.Model], feed: Feed, options: SessionOptions) -> list[float]:
-    """The median time of a run of each model; they take turns, so that what else the machine does falls on all of them.
+    """The least time of a run of each model; they take turns, so that what else the machine does falls on all of them.
+
+    Whatever else runs only adds to a time, and most to models that spread over threads, so that a median would say who shares the
+    machine.
 
     Args:
         models: with the same inputs.
@@ -46,7 +49,9 @@ def seconds_of(models: Sequence[ir.Model], feed: Feed, options: SessionOptions) 
     Raises:
         SessionError: one does not load or does not run.
     """
-    sessions = [open_session(model, "all", options) for model in models]
+    # Threads of a session that is not running must not compete with the one that is.
+    quiet = replace(options, config={"session.force_spinning_stop": "1", **options.config})
+    sessions = [open_session(model, "all", quiet) for model in models]
     for session in sessions:
         session.run(feed)  # the first run allocates
     repeats = [max(1, round(_SHORTEST_S / max(_seconds(session, feed, 1), 1e-9))) for session in sessions]
@@ -58,7 +63,7 @@ def seconds_of(models: Sequence[ir.Model], feed: Feed, options: SessionOptions) 
             times[place].append(_seconds(sessions[place], feed, repeats[place]))
         if time.perf_counter() - start > _LONGEST_S and number >= 2:
             break
-    return [statistics.median(each) for each in times]
+    return [min(each) for each in times]
 
 
 def _seconds(session: Session, feed: Feed, repeats: int) -> float:

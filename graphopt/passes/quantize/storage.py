@@ -157,15 +157,13 @@ def _solved(constant: Constant, view: View, gram: Array | None, scheme: Scheme) 
     weight = layer.weight() if layer is not None and held else array.reshape(1, -1, array.shape[-1])
     metric = Metric(gram)
     quantized = gptq(weight, metric, scheme)
-    size = float(metric.error(weight, np.zeros_like(weight)).sum())
-    lost = float(metric.error(weight, quantized.weight).sum())
     codes, scale = quantized.codes, np.broadcast_to(quantized.grid.scale, weight.shape)
     if layer is not None and held:
         codes, scale = layer.restore(codes), layer.restore(scale)
     else:
         codes, scale = codes.reshape(array.shape), scale.reshape(array.shape)
     stored = codes if scheme.bits == 8 else codes.astype(ml_dtypes.int4)
-    return np.ascontiguousarray(stored), _narrowed(scale), (lost / size) ** 0.5 if size else 0.0
+    return np.ascontiguousarray(stored), _narrowed(scale), metric.relative(weight, quantized.weight)
 
 
 def _narrowed(scale: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,8 +10,9 @@ import onnx_ir as ir
 
 from graphopt import ledger
 from graphopt.passes.base import Context, GuidedPass, Role
+from graphopt.passes.quantize.candidates import race
 from graphopt.passes.quantize.constants import folding_limit
-from graphopt.passes.quantize.linear import Form, Solved, places_of, replace, solve
+from graphopt.passes.quantize.linear import Form, Place, places_of, replace, solve
 from graphopt.solve.grid import Scheme
 from graphopt.targets.emit import MATMUL_NBITS, folded_matmul, matmul_nbits
 
@@ -24,8 +26,9 @@ class Weights(GuidedPass):
 
     Applies to float32 layers with one constant matrix. With samples the weights are chosen by GPTQ in the metric of the layer's inputs,
     without any by least squared error. Approximate: 4 bits in blocks of 128 lose about a tenth of a layer's output (in norm). Takes
-    an eighth of the bytes at 4 bits; fastest where few rows are multiplied at a time, as in generation. A layer that turns out slower
-    is stored in the same bits instead, and unpacked into a float weight when the runtime loads the model.
+    an eighth of the bytes at 4 bits; fastest where few rows are multiplied at a time, as in generation. A layer that is slower at the
+    samples' sizes on this machine, measured by shape, is stored in the same bits instead, and unpacked into a float weight when the
+    runtime loads the model.
 
     Attributes:
         bits: of a weight.
@@ -51,10 +54,11 @@ class Weights(GuidedPass):
         scheme = Scheme(self.bits, self.symmetric, self.block, mirrored=self.symmetric)
         packed, folded = Form(MATMUL_NBITS, scheme, matmul_nbits, PACKED), Form("", scheme, folded_matmul)
         places = places_of(model, self.name, packed.operator, context, self.include, self.exclude, self.min_size)
+        slow = self._slow(model, places, packed, context)
         limit = folding_limit(context.options)
         changed = False
         for one in solve(model, places, scheme, context):
-            if not self._is_slow(one):
+            if one.place.layer.name not in slow:
                 changed |= replace(model, [one], self.name, packed)
             elif one.place.layer.size * 4 <= limit:
                 changed |= replace(model, [one], self.name, folded)
@@ -63,6 +67,11 @@ class Weights(GuidedPass):
                 ledger.miss(ledger.Key(self.name, "", one.place.layer.name), reason)
         return changed
 
-    def _is_slow(self, one: Solved) -> bool:
-        """Whether the proof has found that the layer takes longer with MatMulNBits than in float."""
-        return ledger.denies(ledger.Key(self.name, PACKED, one.place.layer.name))
+    def _slow(self, model: ir.Model, places: Sequence[Place], packed: Form, context: Context) -> set[str]:
+        """The names of layers at which MatMulNBits is slower than float, by a measurement or by the proof."""
+        denied = {place.layer.name for place in places if ledger.denies(ledger.Key(self.name, PACKED, place.layer.name))}
+        verdicts = race(model, [place for place in places if place.layer.name not in denied], {PACKED: packed}, context)
+        lost = {name: verdict.figures for name, verdict in verdicts.items() if not verdict.form}
+        for name, figures in lost.items():
+            ledger.decline(ledger.Key(self.name, PACKED, name), figures)
+        return denied | lost.keys()

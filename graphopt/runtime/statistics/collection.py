@@ -16,6 +16,7 @@ from graphopt.runtime.session import Feed, SessionOptions
 from graphopt.runtime.statistics.chain import Chain, prepared
 from graphopt.runtime.statistics.model import Statistics, states_of
 from graphopt.runtime.statistics.plan import Limits, Plan, Side
+from graphopt.runtime.statistics.positions import Positions
 from graphopt.runtime.statistics.product import Product
 from graphopt.runtime.statistics.request import Request
 from graphopt.runtime.trace import ShapeTracer
@@ -42,9 +43,9 @@ def collect(
 
     Memory does not depend on the number of samples. Three quarters are for what is gathered (in several passes over the samples where
     that is not enough; the Gram matrices of earlier passes then wait in scratch files), one quarter for activations that leave the
-    runtime or are unfolded inside it (the model is cut into segments that run one after the other); a single value or layer that
-    needs more gets it. The model's weights, and what crosses from one segment to the next, come on top. The size of activations
-    is that of the largest of the first 32 samples.
+    runtime (the model is cut into segments that run one after the other); a single value or layer that needs more gets it. The model's
+    weights, and what crosses from one segment to the next, come on top. The size of activations is that of the largest of the first
+    32 samples. Gram matrices are of some positions, where samples have more than such a matrix needs; see :class:`Positions`.
 
     Args:
         model: stays as it is.
@@ -67,15 +68,17 @@ def collect(
     own = _side(model, largest, options)
     before = None if original is None else _side(original, largest, options)
     limits = Limits(memory * 3 // 4, memory // 4)
-    plan = Plan(own, request, limits, Product(options), before)
+    positions = Positions(len(samples))
+    plan = Plan(own, request, limits, Product(options), positions, before)
     passes = plan.passes()
     count = 0
     with ThreadPoolExecutor(min(options.threads or os.cpu_count() or 1, _MOST_WORKERS)) as workers:
         for number, jobs in enumerate(passes):
             listed = ([(before, jobs.before)] if before else []) + [(own, jobs.own)]
             logger.info("pass %d of %d: %d statistics", number + 1, len(passes), len(jobs.own))
-            # No chain outlives its pass: its sessions hold the model's weights.
-            count = _run([Chain(side.model, some, side.shapes, limits.passing, options) for side, some in listed], samples, workers)
+            chains = [Chain(side.model, some, side.shapes, limits.passing, options) for side, some in listed]
+            count = _run(chains, samples, positions, workers)
+            del chains  # their sessions hold the model's weights
             if number + 1 < len(passes):
                 for job in jobs.own:
                     job.set_aside()
@@ -96,9 +99,10 @@ def _side(model: ir.Model, feed: Feed, options: SessionOptions) -> Side:
     return Side(ready, ShapeTracer(ready, options).run(feed))
 
 
-def _run(chains: Sequence[Chain], samples: Iterable[Feed], workers: Executor) -> int:
+def _run(chains: Sequence[Chain], samples: Iterable[Feed], positions: Positions, workers: Executor) -> int:
     count = 0
     for feed in samples:
+        positions.begin(count)
         for chain in chains:
             chain.run(feed, workers)
         count += 1

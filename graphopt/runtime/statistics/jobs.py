@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import abc
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from graphopt.errors import StatisticsError
-from graphopt.graph.layers import Layer, Layout
-from graphopt.graph.unfold import unfold
+from graphopt.graph.layers import Layer
+from graphopt.runtime.statistics.columns import Columns
 from graphopt.runtime.statistics.layers import LayerStatistics
+from graphopt.runtime.statistics.positions import Positions
 from graphopt.runtime.statistics.probe import Probes
 from graphopt.runtime.statistics.product import Product
 from graphopt.runtime.statistics.values import Channels, ValueStatistics
 
 Array = np.ndarray[Any, Any]
-
-_UNFOLDED_BYTES = 32 * 2**20
-"""Convolutions are unfolded outside the runtime for so many images of a batch at a time that they fit in this, or one by one."""
 
 
 @dataclass
@@ -75,48 +71,25 @@ class ReducedValue(Job):
     rank: int
 
     def attach(self, probes: Probes) -> list[str]:
-        """Adds size, sums and extremes."""
+        """Adds size, sum and extremes."""
         value = probes.floats(self.source)
         axes = None if self.axis is None else [other for other in range(self.rank) if other != self.axis % self.rank]
         return probes.sums(value) + probes.extremes(value, axes)
 
     def take(self, arrays: list[Array]) -> None:
         """Takes in the reductions."""
-        count, total, absolute, low, high = arrays
-        one = ValueStatistics(
-            int(count), float(np.min(low, initial=np.inf)), float(np.max(high, initial=-np.inf)), float(total), float(absolute)
-        )
+        count, total, low, high = arrays
+        one = ValueStatistics(int(count), float(np.min(low, initial=np.inf)), float(np.max(high, initial=-np.inf)), float(total))
         if self.axis is not None and one.count:
             self.found.add_channels(Channels(self.axis, low.astype(np.float64), high.astype(np.float64)))
         self.found.absorb(one)
 
 
 @dataclass
-class ReducedLayer(Job):
-    """A layer whose moments are taken inside the runtime."""
-
-    found: LayerStatistics
-    layer: Layer
-
-    def attach(self, probes: Probes) -> list[str]:
-        """Adds the unfolding and the products."""
-        return probes.moments(self.layer, probes.floats(self.source))
-
-    def take(self, arrays: list[Array]) -> None:
-        """Takes in the products."""
-        total, gram, size = arrays
-        self.found.add(int(size) // total.size, total, gram)
-
-    def set_aside(self) -> None:
-        """Moves the matrices to the disk."""
-        self.found.set_aside()
-
-
-@dataclass
 class Kept:
     """A layer of the original, with its input for the present sample."""
 
-    layer: Layer
+    columns: Columns
     array: Array | None = None
 
 
@@ -133,7 +106,7 @@ class KeptInput(Job):
 
 @dataclass
 class FetchedLayer(Job):
-    """A layer whose input leaves the runtime and is unfolded here.
+    """A layer whose input leaves the runtime, and is unfolded at some positions.
 
     Columns wait until there are as many as rows: one product of many columns is cheaper than many products of a few.
     """
@@ -141,23 +114,27 @@ class FetchedLayer(Job):
     found: LayerStatistics
     layer: Layer
     multiply: Product
+    positions: Positions
     original: Kept | None = None
+    _columns: Columns = field(init=False, repr=False)
     _waiting: list[tuple[Array, Array]] = field(default_factory=list, repr=False)
 
+    def __post_init__(self) -> None:
+        """Prepares the unfolding."""
+        self._columns = Columns(self.layer)
+
     def take(self, arrays: list[Array]) -> None:
-        """Unfolds, a few images at a time, and takes in the columns.
+        """Takes in columns at the positions that are drawn for the sample.
 
         Raises:
             StatisticsError: the original's input has another number of positions.
         """
-        array, before = arrays[0], None if self.original is None else self.original.array
-        for piece in _pieces(self.layer, array):
-            x = _unfolded(self.layer, array[piece])
-            reference = x if self.original is None or before is None else _unfolded(self.original.layer, before[piece])
-            if x.shape[::2] != reference.shape[::2]:
-                raise StatisticsError(f"{self.layer.name}: its input has other groups or positions than the original's")
-            self._waiting.append((x, reference))
-            if sum(block.shape[-1] for block, _ in self._waiting) >= x.shape[1]:
+        array, rows = arrays[0], self.layer.shape[2]
+        count = self._columns.count(array)
+        for positions in self.positions.pieces(count, rows):
+            x = self._columns.at(array, positions)
+            self._waiting.append((x, self._reference(x, count, positions)))
+            if sum(block.shape[-1] for block, _ in self._waiting) >= rows:
                 self.finish()
         if self.original is not None:
             self.original.array = None
@@ -175,17 +152,13 @@ class FetchedLayer(Job):
         """Moves the matrices to the disk."""
         self.found.set_aside()
 
-
-def _unfolded(layer: Layer, array: Array) -> Array:
-    return np.ascontiguousarray(unfold(layer, array.astype(np.float32, copy=False)))
-
-
-def _pieces(layer: Layer, array: Array) -> Iterator[slice]:
-    """Parts of the first axis; all of it at once where that is no batch of images."""
-    if layer.layout not in (Layout.CONV, Layout.CONV_TRANSPOSE):
-        yield slice(None)
-        return
-    each = max(array[0].nbytes * math.prod(layer.stored_shape[2:]), 1) if array.shape[0] else 1
-    step = max(_UNFOLDED_BYTES // each, 1)
-    for start in range(0, array.shape[0], step):
-        yield slice(start, start + step)
+    def _reference(self, x: Array, count: int, positions: Array) -> Array:
+        """What the original has at the same positions; the columns themselves where none runs beside."""
+        if self.original is None or self.original.array is None:
+            return x
+        before = self.original.array
+        if self.original.columns.count(before) == count:
+            reference = self.original.columns.at(before, positions)
+            if len(reference) == len(x):
+                return reference
+        raise StatisticsError(f"{self.layer.name}: its input has other groups or positions than the original's")

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.errors import StatisticsError
-from graphopt.graph.layers import Layer, Layout, layers_of
+from graphopt.graph.layers import Layer, layers_of
 from graphopt.graph.view import View, operator_of
+from graphopt.runtime.statistics.columns import Columns
 from graphopt.runtime.statistics.histogram import SIDE, Histogram
-from graphopt.runtime.statistics.jobs import FetchedLayer, FetchedValue, Job, Kept, KeptInput, ReducedLayer, ReducedValue
+from graphopt.runtime.statistics.jobs import FetchedLayer, FetchedValue, Job, Kept, KeptInput, ReducedValue
 from graphopt.runtime.statistics.layers import LayerStatistics
+from graphopt.runtime.statistics.positions import Positions
 from graphopt.runtime.statistics.product import Product
 from graphopt.runtime.statistics.request import FLOATS, Request
 from graphopt.runtime.statistics.state import States
@@ -35,7 +37,7 @@ class Limits:
 
     Attributes:
         gathered: by what one pass over the samples gathers.
-        passing: by activations that leave the runtime, or are unfolded inside it, at a time.
+        passing: by activations that leave the runtime at a time.
     """
 
     gathered: int
@@ -70,7 +72,8 @@ class Plan:
         own: the model.
         request: what is wanted.
         limits: on memory.
-        multiply: multiplies what is unfolded outside the model.
+        multiply: multiplies columns.
+        positions: says of which columns Gram matrices are taken.
         before: the original that runs beside it, or None.
 
     Attributes:
@@ -80,9 +83,11 @@ class Plan:
         StatisticsError: a name is not in the main graph.
     """
 
-    def __init__(self, own: Side, request: Request, limits: Limits, multiply: Product, before: Side | None = None) -> None:
+    def __init__(
+        self, own: Side, request: Request, limits: Limits, multiply: Product, positions: Positions, before: Side | None = None
+    ) -> None:
         self.skipped: dict[str, str] = {}
-        self._own, self._before, self._limits, self._multiply = own, before, limits, multiply
+        self._own, self._before, self._limits, self._multiply, self._positions = own, before, limits, multiply, positions
         model = own.model
         self._view, self._states, self._shapes = View(model), States(model), own.shapes
         self._nodes: dict[str, ir.Value] = {value.name or "": value for node in model.graph for value in node.outputs}
@@ -168,39 +173,16 @@ class Plan:
         groups, _, width = layer.shape
         found = LayerStatistics.empty(groups, width, None if other is None else other.shape[2])
         source = layer.input.name or ""
-        size = math.prod(self._shapes[source])
+        passing = 4 * math.prod(self._shapes[source])
         held = found.gram.nbytes + (found.cross.nbytes if found.cross is not None else 0)
-        if other is not None and self._before is not None:
-            kept, name = Kept(other), other.input.name or ""
+        held += 4 * groups * width * 2 * width  # columns wait until there are as many as rows
+        kept = None if other is None else Kept(Columns(other))
+        before = None
+        if other is not None and kept is not None and self._before is not None:
+            name = other.input.name or ""
             before = KeptInput(name, 0, 4 * math.prod(self._before.shapes[name]), kept)
-            self._jobs.append((FetchedLayer(source, held, 4 * size, found, layer, self._multiply, kept), before))
-            return found
-        unfolded = self._unfolded_size(layer)
-        positions = unfolded // max(groups * width, 1)
-        fits = 2 * 4 * unfolded <= self._limits.passing  # the columns, and the same in order
-        if width <= positions and fits and source in self._nodes and self._reduces(layer):
-            self._jobs.append((ReducedLayer(source, held, 2 * 4 * unfolded + found.gram.nbytes // 2, found, layer), None))
-        else:
-            held += 4 * groups * width * (width + positions)  # columns wait until there are as many as rows
-            self._jobs.append((FetchedLayer(source, held, 4 * size, found, layer, self._multiply), None))
+        self._jobs.append((FetchedLayer(source, held, passing, found, layer, self._multiply, self._positions, kept), before))
         return found
-
-    def _unfolded_size(self, layer: Layer) -> int:
-        """Elements of ``X``."""
-        if layer.layout not in (Layout.CONV, Layout.CONV_TRANSPOSE):
-            return math.prod(self._shapes[layer.input.name or ""])
-        output = self._shapes[layer.node.outputs[0].name or ""]
-        groups, _, width = layer.shape
-        return groups * width * output[0] * math.prod(output[2:])
-
-    def _reduces(self, layer: Layer) -> bool:
-        """Whether the runtime can be made to unfold a layer's input."""
-        if self._view.dtype(layer.input) not in _INSIDE:
-            return False
-        if layer.layout in (Layout.CONV, Layout.CONV_TRANSPOSE):
-            return True
-        turned = layer.node.attributes.get("transA")
-        return layer.index == 1 and len(layer.stored_shape) == 2 and (turned is None or not turned.value)
 
     def _root(self, name: str) -> str:
         """The value that a value holds the elements of."""

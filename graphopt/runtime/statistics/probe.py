@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph.layers import Layer, Layout
-from graphopt.graph.view import attribute
-
 Array = np.ndarray[Any, Any]
 
 _AXES_AS_INPUT = {"ReduceSum": 13}
 _AXES_AS_INPUT_ELSE = 18
-_GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "output_padding", "output_shape", "pads", "strides")
 
 
 class Probes:
@@ -41,40 +36,8 @@ class Probes:
         return [self._returned(self._reduce(kind, value, axes)) for kind in ("ReduceMin", "ReduceMax")]
 
     def sums(self, value: ir.Value) -> list[str]:
-        """Names of the outputs that will hold the number of elements, their sum and the sum of their absolute values."""
-        nodes = (self._op("Size", value), self._reduce("ReduceSum", value, None), self._reduce("ReduceL1", value, None))
-        return [self._returned(result) for result in nodes]
-
-    def moments(self, layer: Layer, value: ir.Value) -> list[str]:
-        """Names of the outputs that will hold ``[groups, K]`` sums, ``[groups, K, K]`` products, and the size of ``X``."""
-        columns = self._columns(layer, value)
-        gram = self._op("MatMul", columns, self._op("Transpose", columns, perm=[0, 2, 1]))
-        results = (self._reduce("ReduceSum", columns, [2]), gram, self._op("Size", columns))
-        return [self._returned(result) for result in results]
-
-    def _columns(self, layer: Layer, value: ir.Value) -> ir.Value:
-        """``X [groups, K, positions]``; positions in any order."""
-        groups, _, width = layer.shape
-        if layer.layout not in (Layout.CONV, Layout.CONV_TRANSPOSE):
-            rows = self._op("Reshape", value, self._constant([1, -1, width]))
-            return self._op("Transpose", rows, perm=[0, 2, 1])
-        kernel = layer.stored_shape[2:]
-        taps = math.prod(kernel)
-        channels = groups * width // taps
-        if taps > 1 or _moves(layer):
-            value = self._taps(layer, value, channels, kernel)
-        split = self._op("Reshape", value, self._constant([0, groups, width, -1]))
-        ordered = self._op("Transpose", split, perm=[1, 2, 0, 3])
-        return self._op("Reshape", ordered, self._constant([groups, width, -1]))
-
-    def _taps(self, layer: Layer, value: ir.Value, channels: int, kernel: tuple[int, ...]) -> ir.Value:
-        """Unfolds by a depthwise convolution of the layer's own geometry, each of whose kernels is one at one tap."""
-        taps = math.prod(kernel)
-        is_conv = layer.layout is Layout.CONV
-        ones = np.eye(taps, dtype=np.float32).reshape((*((taps, 1) if is_conv else (1, taps)), *kernel))
-        weight = self._constant(np.tile(ones, (channels, 1, *(1,) * len(kernel))))
-        kept = {name: layer.node.attributes[name] for name in _GEOMETRY if name in layer.node.attributes}
-        return self._op("Conv" if is_conv else "ConvTranspose", value, weight, group=channels, **kept)
+        """Names of the outputs that will hold the number of elements and their sum."""
+        return [self._returned(result) for result in (self._op("Size", value), self._reduce("ReduceSum", value, None))]
 
     def _reduce(self, kind: str, value: ir.Value, axes: Sequence[int] | None) -> ir.Value:
         if axes is None:
@@ -104,11 +67,3 @@ class Probes:
     def _fresh(self) -> str:
         self._count += 1
         return f"graphopt_probe:{self._count}"
-
-
-def _moves(layer: Layer) -> bool:
-    """Whether a kernel of one tap still pads or leaves places out."""
-    places = len(layer.stored_shape) - 2
-    pads, strides = attribute(layer.node, "pads", (0,) * 2 * places), attribute(layer.node, "strides", (1,) * places)
-    extra = ("output_padding", "output_shape")
-    return any(pads) or any(stride != 1 for stride in strides) or any(name in layer.node.attributes for name in extra)

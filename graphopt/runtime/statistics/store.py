@@ -18,9 +18,9 @@ from graphopt.runtime.statistics.values import Channels, ValueStatistics
 
 Array = np.ndarray[Any, Any]
 
-VERSION = 1
+VERSION = 2
 _HEAD = "head"
-_SCALARS = ("count", "minimum", "maximum", "total", "absolute_total")
+_SCALARS = ("count", "minimum", "maximum", "total")
 
 
 def write(

@@ -65,7 +65,6 @@ class ValueStatistics:
         minimum: the smallest; infinite while nothing was seen.
         maximum: the largest; negative infinite while nothing was seen.
         total: the sum.
-        absolute_total: the sum of absolute values.
         channels: extremes along an axis, where they were asked for and something was seen.
         histogram: where it was asked for.
     """
@@ -74,7 +73,6 @@ class ValueStatistics:
     minimum: float = math.inf
     maximum: float = -math.inf
     total: float = 0.0
-    absolute_total: float = 0.0
     channels: Channels | None = None
     histogram: Histogram | None = None
 
@@ -82,11 +80,6 @@ class ValueStatistics:
     def mean(self) -> float:
         """The mean; NaN while nothing was seen."""
         return self.total / self.count if self.count else math.nan
-
-    @property
-    def absolute_mean(self) -> float:
-        """The mean of absolute values; NaN while nothing was seen."""
-        return self.absolute_total / self.count if self.count else math.nan
 
     @property
     def magnitude(self) -> float:
@@ -117,7 +110,6 @@ class ValueStatistics:
         self.count += other.count
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.total += other.total
-        self.absolute_total += other.absolute_total
 
     def merge(self, other: Self) -> ValueStatistics:
         """The statistics of both: counts, extremes and histograms exactly, sums to float64 rounding.
@@ -144,8 +136,6 @@ class ValueStatistics:
         # `min` and `max` keep their first argument where the second is NaN.
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         wide = None if magnitude < _LARGE else np.float64
-        total = float(chunk.sum(dtype=wide))
-        self.total += total
-        self.absolute_total += abs(total) if low >= 0 or high <= 0 else float(np.abs(chunk).sum(dtype=wide))
+        self.total += float(chunk.sum(dtype=wide))
         if self.histogram is not None:
             self.histogram.add(chunk, magnitude)

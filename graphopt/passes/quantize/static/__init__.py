@@ -17,9 +17,10 @@ from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.linear import Place, Solved, solve
 from graphopt.passes.quantize.static.islands import Plan, plan_of
 from graphopt.passes.quantize.static.kernels import Ground, Kernel, Kind
-from graphopt.passes.quantize.static.prefix import slow_prefix
+from graphopt.passes.quantize.static.prefix import float_prefix
 from graphopt.passes.quantize.static.rewriting import Rewriter
-from graphopt.passes.quantize.static.scales import Ranges, known_values, scales_of
+from graphopt.passes.quantize.static.rule import fitting_rule
+from graphopt.passes.quantize.static.scales import Ranges, Rule, known_values, scales_of
 from graphopt.passes.quantize.static.weights import bias_of, with_room
 from graphopt.solve.grid import Scheme
 from graphopt.targets import TARGETS
@@ -39,7 +40,8 @@ class Static(GuidedPass):
     Attributes:
         include: globs on the names of nodes or weights; all layers where empty.
         exclude: globs on those that stay in float.
-        ranges: how much of each value's range is covered: all, the middle 99.999 %, what diverges least, or what errs least.
+        ranges: how much of each value's range is covered: all, the middle 99.999 %, what diverges least, or what errs least (mse);
+            measured: what errs least, or the middle where the model's outputs are clearly closer then.
         weight_bits: 7 avoids saturation on CPUs that add pairs of products in 16 bits.
         narrow: names of layers whose weights alone get 7 bits.
     """
@@ -49,7 +51,7 @@ class Static(GuidedPass):
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    ranges: Ranges = "mse"
+    ranges: Ranges = "measured"
     weight_bits: Literal[8, 7] = 8
     narrow: tuple[str, ...] = ()
 
@@ -68,20 +70,26 @@ class Static(GuidedPass):
             return is_raised
         ground = Ground(View(model, TARGETS[context.target]), TARGETS[context.target])
         order = [self._key(kernel.node) for kernel in self._first_plan(model, ground, chosen).layers]
-        slow = slow_prefix(order, partial(self._variant, model, context, chosen), context)
-        return self._quantize(model, context, chosen - {key.anchor for key in slow}) or is_raised
+        rule = self._rule(model, context, chosen)
+        in_float = float_prefix(model, order, lambda some: self._variant(model, context, chosen - _anchors(some), rule), context)
+        return self._quantize(model, context, chosen - _anchors(in_float), rule) or is_raised
 
-    def _variant(self, model: ir.Model, context: Context, chosen: set[str], in_float: Sequence[ledger.Key]) -> ir.Model:
-        """A clone with all layers quantized but some; what it does is nobody's rewrite."""
+    def _rule(self, model: ir.Model, context: Context, chosen: set[str]) -> Rule:
+        if self.ranges != "measured":
+            return self.ranges
+        return fitting_rule(model, self.name, partial(self._variant, model, context, chosen), tuple(sorted(chosen)), context)
+
+    def _variant(self, model: ir.Model, context: Context, chosen: set[str], rule: Rule) -> ir.Model:
+        """A clone with some layers quantized; what it does is nobody's rewrite."""
         clone = model.clone()
         with ledger.recording(ledger.Recorder()):
-            self._quantize(clone, context, chosen - {key.anchor for key in in_float})
+            self._quantize(clone, context, chosen, rule)
         return clone
 
-    def _quantize(self, model: ir.Model, context: Context, chosen: set[str]) -> bool:
+    def _quantize(self, model: ir.Model, context: Context, chosen: set[str], rule: Rule) -> bool:
         ground = Ground(View(model, TARGETS[context.target]), TARGETS[context.target])
         first = self._first_plan(model, ground, chosen)
-        known = known_values(model, first.grids, ground.view, context, self.ranges)
+        known = known_values(model, first.grids, ground.view, context, rule)
         unknown = {value for grid in first.grids for value in grid.values} - known.keys()
         solutions = solve(model, _places(first), Scheme(self.weight_bits), context, self.narrow)
         solved = {one.place.layer.node: one for one in solutions}
@@ -138,6 +146,10 @@ class Static(GuidedPass):
             gone = tuple(kernel.node.name or "" for kernel in others if kernel.node.graph is None)
             error = solved[layer.node].error
             ledger.record(ledger.Rewrite(self._key(layer.node), gone, names, kernels=kernels, predicted_error=error))
+
+
+def _anchors(keys: Sequence[ledger.Key]) -> set[str]:
+    return {key.anchor for key in keys}
 
 
 def _places(plan: Plan) -> list[Place]:

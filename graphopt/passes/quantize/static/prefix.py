@@ -1,4 +1,9 @@
-"""The first layers: on large pictures of few channels integers often do not pay, which whole models timed beside each other show."""
+"""The first layers: left in float where integers do not pay there, which whole models beside each other show.
+
+On large pictures of few channels integers often save no time. And the first layers add the most noise, since what they round goes
+through all others: a prefix in float lowers it most for the time it costs, where a single layer in float changes next to nothing, as the
+values before and after it stay in codes.
+"""
 
 from __future__ import annotations
 
@@ -14,53 +19,64 @@ from graphopt.errors import SessionError
 from graphopt.graph.signature import signature_of
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.racing import remembered, seconds_of
+from graphopt.passes.quantize.static.closeness import decibels
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Variant = Callable[[Sequence[ledger.Key]], ir.Model]
 
-COUNTS = (0, 1, 2, 4)
+COUNTS = (0, 1, 2, 4, 8)
 """How many of the first layers are tried in float."""
-WORTH = 0.97
-"""What the time must fall to."""
+WORTH = 0.98
+"""What the time, noise counted, must fall to."""
+PER_DB = 0.05
+"""A decibel less of noise at the output that has the most is worth this share of the time."""
+MOST = 1.04
+"""However much closer it is, no variant is taken that needs more than this many times as long as the fastest one."""
 
 
-def slow_prefix(keys: Sequence[ledger.Key], variant: Variant, context: Context) -> list[ledger.Key]:
-    """The first layers that the model is faster without quantizing; the ledger hears the times.
+def float_prefix(model: ir.Model, keys: Sequence[ledger.Key], variant: Variant, context: Context) -> list[ledger.Key]:
+    """The first layers that are better left in float; the ledger hears times and noise.
 
-    Models with none, one, two and four of the first layers in float take turns, on the first sample as it is and on one row of it
-    where the model takes any number: who calls it with one picture at a time counts as much as who calls it with many.
+    Models with none, one, two, four and eight of the first layers in float, but no more than half of all, take turns, on the first
+    sample as it is and on one row of it where the model takes any number: who calls it with one picture at a time counts as much as who
+    calls it with many. Then they are compared with the original.
 
     Args:
+        model: in float; stays as it is.
         keys: of all layers, in order of execution.
         variant: makes the model in which some are left in float.
-        context: tells whether to measure, and holds the samples; times are kept in it.
+        context: tells whether to measure, and holds the samples; what is measured is kept in it.
     """
-    counts = [count for count in COUNTS if count < len(keys)]
+    counts = [count for count in COUNTS if 2 * count <= len(keys)]
     if not context.measures or len(counts) < 2:
         return []
-    times = remembered(context, ("prefix", tuple(keys)), lambda: _race([variant(keys[:count]) for count in counts], context))
-    if not times:
+    found = remembered(context, ("prefix", tuple(keys)), lambda: _compared(model, [variant(keys[:count]) for count in counts], context))
+    if not found:
         return []
-    best = int(np.argmin(times))
-    if times[best] > WORTH * times[0]:
+    times, levels = np.split(np.array(found), 2)
+    costs = np.where(times > MOST * times.min(), np.inf, np.log(times / times[0]) + PER_DB * (levels[0] - levels))
+    best = int(np.argmin(costs))
+    if costs[best] > math.log(WORTH):
         return []
-    slow = list(keys[: counts[best]])
-    for key in slow:
-        ledger.decline(key, f"the model takes {times[best] / times[0]:.2f} of the time with the first {len(slow)} layers in float")
-    return slow
+    share, gain = times[best] / times[0], levels[best] - levels[0]
+    for key in keys[: counts[best]]:
+        figures = f"the model takes {share:.2f} of the time and is {gain:.1f} dB closer"
+        ledger.decline(key, f"{figures} with the first {counts[best]} layers in float")
+    return list(keys[: counts[best]])
 
 
-def _race(models: Sequence[ir.Model], context: Context) -> list[float]:
-    """The geometric mean of the times of each model over the feeds; empty where they cannot be run."""
+def _compared(model: ir.Model, variants: Sequence[ir.Model], context: Context) -> list[float]:
+    """The geometric mean of the times of each variant over the feeds, then how close each is; empty where they cannot be run."""
     feed = next(iter(context.samples), None)
     if feed is None:
         return []
     try:
-        found = [seconds_of(models, each, context.options) for each in _feeds(models[0], feed)]
+        found = [seconds_of(variants, each, context.options) for each in _feeds(model, feed)]
+        levels = decibels(model, variants, context)
     except SessionError:
         return []
-    return [math.exp(float(np.mean(np.log(times)))) for times in zip(*found, strict=True)]
+    return [*(math.exp(float(np.mean(np.log(times)))) for times in zip(*found, strict=True)), *levels]
 
 
 def _feeds(model: ir.Model, feed: Feed) -> list[Feed]:

@@ -18,7 +18,8 @@ from graphopt.solve import ranges
 from graphopt.solve.ranges import Range
 
 Array = np.ndarray[Any, Any]
-Ranges = Literal["minmax", "percentile", "entropy", "mse"]
+Rule = Literal["minmax", "percentile", "entropy", "mse"]
+Ranges = Literal["measured", "minmax", "percentile", "entropy", "mse"]
 
 _SHARE = 0.99999
 """Of the values, what the percentile rule covers."""
@@ -41,7 +42,7 @@ class Scale:
     zero_point: int
 
 
-def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: Context, rule: Ranges) -> dict[ir.Value, Range]:
+def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: Context, rule: Rule) -> dict[ir.Value, Range]:
     """The range of each value by the rule, where samples showed finite numbers.
 
     Args:
@@ -103,7 +104,7 @@ def _of_constant(array: Array) -> Range | None:
     return Range.of(float(array.min()), float(array.max())) if array.size and np.isfinite(array).all() else None
 
 
-def _of_samples(found: ValueStatistics | None, rule: Ranges) -> Range | None:
+def _of_samples(found: ValueStatistics | None, rule: Rule) -> Range | None:
     if found is None or not found.count or not np.isfinite([found.minimum, found.maximum, found.total]).all():
         return None
     whole = Range.of(found.minimum, found.maximum)
