@@ -56,6 +56,11 @@ def _half(min_sqnr: float = 40.0) -> Recipe:
     return _after_exact("half", "half-storage", min_sqnr=min_sqnr)
 
 
+def _prune(min_sqnr: float = 0.0, **options: Any) -> Recipe:
+    budget = {} if {"macs", "parameters", "latency"} & set(options) else {"macs": 0.7}
+    return _after_exact({"prune": budget | options}, min_sqnr=min_sqnr).changed(insist=True)
+
+
 def _after_exact(*passes: str | dict[str, Any], min_sqnr: float) -> Recipe:
     return _exact().changed(passes=[*_exact().passes, *passes], min_sqnr=min_sqnr)
 
@@ -74,6 +79,19 @@ PRESETS: dict[str, Preset] = {
         "8-bit integers: convolutions and linear layers, recurrent ones, tables; approximate; wants --data for convolutions",
         _int8,
         {"min_sqnr": f"{_MIN_SQNR} (default 10)"},
+    ),
+    "prune": Preset(
+        "narrower layers within a budget of work, weights or time, refitted on samples; approximate; wants --data",
+        _prune,
+        {
+            "macs": "share of the multiply-accumulates that may stay (default 0.7 where no other budget is given)",
+            "parameters": "share of the weights that may stay, instead",
+            "latency": "share of the time that may stay, measured on this machine, instead",
+            "importance": "how channels are chosen: surgeon, activation or magnitude (default surgeon)",
+            "multiple": "widths are multiples of it (default 16 with --latency, else any; 4 for convolutions)",
+            "residual": "true: residual streams may become narrower too (default false)",
+            "min_sqnr": f"{_MIN_SQNR} (default 0: the budget decides)",
+        },
     ),
 }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import GraphoptError, LimitError, PassError, RecipeError
 from graphopt.graph.signature import Signature, signature_of
 from graphopt.graph.structure import signature_changes, verify_structure
 from graphopt.ledger import Key, Recorder, recording
@@ -159,7 +159,7 @@ class Stage:
     def _run(self, each: AnyPass | ForeignPass, attempt: Attempt) -> bool:
         try:
             return self._modifies(each, attempt)
-        except MemoryError:
+        except (MemoryError, LimitError, RecipeError):  # not to be helped by dropping the pass: the user has to choose
             raise
         except Exception as error:  # a pass that crashes is dropped, never the run
             logger.debug("pass %s failed", each.name, exc_info=error)

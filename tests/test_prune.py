@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,21 @@ import pytest
 
 import graphopt
 from graphopt import files
-from graphopt.errors import RecipeError
+from graphopt.cli import main
+from graphopt.errors import LimitError, RecipeError
+from graphopt.graph.edits import name_nodes
 from graphopt.graph.layers import layers_of
 from graphopt.graph.units import couplings_of
+from graphopt.ledger import Recorder, recording
+from graphopt.passes.base import Context
 from graphopt.passes.prune import Prune
+from graphopt.passes.prune.curves import Candidate
+from graphopt.presets import preset
 from graphopt.recipe import Recipe
 from graphopt.result import Result
-from graphopt.runtime.session import open_session
+from graphopt.runtime.session import SessionOptions, open_session
+from graphopt.samples import Samples
+from graphopt.stage import Stage
 
 DIGITS = Path(__file__).parent.parent / "examples/digits"
 
@@ -62,11 +71,27 @@ def test_replay_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("importance", ["activation", "magnitude"])
+def test_other_importances(importance: str) -> None:
+    """They keep within the budget too."""
+    result = _pruned("conv", macs=0.7, importance=importance)
+    assert _agreement(result, "conv") > 0.9
+    assert result.ledger.counts()["prune"] >= 1
+
+
+def test_residual_streams_where_asked_for() -> None:
+    """They are left alone unless one says so."""
+    names = {each.block.name for each in _candidates(residual=False)}
+    assert {each.block.name for each in _candidates(residual=True)} >= names
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give a budget"),
+        ({}, "give one budget"),
+        ({"macs": 0.5, "parameters": 0.5}, "give one budget"),
         ({"macs": 1.5}, "between 0 and 1"),
+        ({"macs": 0.5, "multiple": 0}, "multiples of 1 at least"),
     ],
 )
 def test_budgets_that_mean_nothing(options: dict[str, float], message: str) -> None:
@@ -77,6 +102,81 @@ def test_budgets_that_mean_nothing(options: dict[str, float], message: str) -> N
 
 def test_unknown_blocks_are_named() -> None:
     """A pattern that matches no block says which there are."""
-    recipe = Recipe.of("cleanup", "prune(macs=0.7, include=['nothing*'])").changed(verify="outputs", min_sqnr=3.0)
-    result = graphopt.optimize(DIGITS / "conv.onnx", recipe=recipe, data=DIGITS / "calib.npz")
-    assert any("no block matches" in drop.reason for drop in result.ledger.drops)
+    model, context = _given("conv")
+    with pytest.raises(RecipeError, match=r"no block matches 'nothing\*'; the first are: "):
+        Prune(macs=0.7, include=("nothing*",)).run(model, context)
+
+
+def test_budgets_that_cannot_be_met() -> None:
+    """The nearest that can is named."""
+    model, context = _given("conv")
+    with pytest.raises(LimitError, match=r"the narrowest widths leave \d+\.\d%"):
+        Prune(macs=0.001).run(model, context)
+
+
+def test_a_budget_of_time() -> None:
+    """Widths are what kernels like, and a replay that measures nothing comes to the same ones."""
+    model, context = _given("conv", repeat=64)
+    replayed = model.clone()
+    with recording(Recorder()) as recorder:
+        assert Prune(latency=0.9).run(model, context)
+    with recording(Recorder(denied=frozenset(drop.key for drop in recorder.declined))):
+        assert Prune(latency=0.9).run(replayed, dataclasses.replace(context, measures=False))
+    assert [layer.shape for layer in layers_of(model)] == [layer.shape for layer in layers_of(replayed)]
+    narrower = [block.count for block in couplings_of(model).blocks if block.kind == "channels"]
+    assert all(count % 16 == 0 for count in narrower)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One budget, samples, a smaller file."""
+    out = tmp_path / "out.onnx"
+    options = ["--preset", "prune", "--macs", "0.7", "--data", str(DIGITS / "calib.npz"), "--verify", "outputs"]
+    assert main(["optimize", str(DIGITS / "conv.onnx"), "-o", str(out), *options]) == 0
+    assert out.stat().st_size < 0.85 * (DIGITS / "conv.onnx").stat().st_size
+    assert main(["optimize", str(DIGITS / "conv.onnx"), "-o", str(out), *options, "--latency", "0.5"]) == 1
+    assert "give one budget" in capsys.readouterr().err
+
+
+def _given(name: str, repeat: int = 1) -> tuple[ir.Model, Context]:
+    """A model after the exact passes, and samples, each so many times as large."""
+    model = files.load(DIGITS / f"{name}.onnx")
+    name_nodes(model)
+    model = Stage(tuple(preset("exact").build())).attempt(model, frozenset()).model
+    data = np.load(DIGITS / "calib.npz")
+    inputs = [value.name or "" for value in model.graph.inputs]
+    feeds = [{name: np.concatenate([data[name][row : row + 4]] * repeat) for name in inputs} for row in range(0, 32, 4)]
+    samples = Samples(lambda: iter(feeds), len(feeds), "digits")
+    return model, Context(samples, "cpu", options=SessionOptions(threads=1), original=model.clone())
+
+
+def _candidates(*, residual: bool) -> list[Candidate]:
+    model, _ = _given("attention")
+    return Prune(macs=0.7, residual=residual).candidates(couplings_of(model))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--macs", "0.001", "--data", str(DIGITS / "calib.npz")], "the narrowest widths leave"),
+        (["--macs", "0.5", "--min-sqnr", "60", "--data", str(DIGITS / "calib.npz")], "cost the outputs more than they may lose"),
+        (["--macs", "0.5"], "give --data"),
+        (["--macs", "0.7", "--parameters", "0.5"], "give one budget"),
+    ],
+    ids=["too-little", "too-much-lost", "no-data", "two-budgets"],
+)
+def test_impossible_budgets_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
+    """One line says what stands in the way, and nothing is written."""
+    out = tmp_path / "out.onnx"
+    assert main(["optimize", str(DIGITS / "conv.onnx"), "-o", str(out), "--preset", "prune", "--quiet", *arguments]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not out.exists()
+
+
+def test_unknown_block_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pattern of the pass that matches no block is an error, not a pass that does nothing."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("passes: [{prune: {macs: 0.7, include: ['nothing*']}}]\n")
+    arguments = ["--recipe", str(recipe), "--data", str(DIGITS / "calib.npz"), "--quiet"]
+    assert main(["optimize", str(DIGITS / "conv.onnx"), "-o", str(tmp_path / "out.onnx"), *arguments]) == 1
+    assert "no block matches 'nothing*'" in capsys.readouterr().err

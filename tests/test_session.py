@@ -40,6 +40,18 @@ def test_model_in_flight_runs_and_stays_as_it_was(tmp_path: Path, monkeypatch: p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["linear.data", "linear.onnx"]
 
 
+def test_large_weights_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large weights are handed over beside the model; one that no node reads any more does not keep it from loading."""
+    monkeypatch.setattr(serialize, "IN_MEMORY_BYTES", 0)
+    model = text_model(LINEAR.replace("(float[N, 3] y) {", "(float[N, 3] y) <float[3, 3] w = {2,0,0, 0,2,0, 0,0,2}> {"))
+    for name in ("unused", "used"):
+        model.graph.register_initializer(ir.val(name, const_value=ir.tensor(np.ones((3, 400), np.float32), name=name)))
+    model.graph[0].replace_input_with(1, model.graph.initializers["used"])
+    model.graph.outputs[0].shape = ir.Shape(["N", 400])
+    found = open_session(model, "all").run({"x": np.ones((2, 3), np.float32)})
+    np.testing.assert_array_equal(found["y"], np.full((2, 400), 3, np.float32))
+
+
 def test_weights_of_subgraphs_are_embedded(tmp_path: Path) -> None:
     """Weights inside the branches of an If travel with the bytes too."""
     model = text_model(

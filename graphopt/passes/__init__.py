@@ -23,6 +23,8 @@ PASSES: dict[str, str] = {
     "duplicates": "graphopt.passes.duplicates:Duplicates",
     "equalize": "graphopt.passes.quantize.equalize:Equalize",
     "prune": "graphopt.passes.prune:Prune",
+    "depth": "graphopt.passes.prune.depth:Depth",
+    "sparsify": "graphopt.passes.prune.sparsity:Sparsify",
     "smooth": "graphopt.passes.quantize.smooth:Smooth",
     "weights": "graphopt.passes.quantize.weights:Weights",
     "static": "graphopt.passes.quantize.static:Static",

@@ -78,8 +78,8 @@ def to_folder(model: ir.Model) -> tempfile.TemporaryDirectory[str]:
 
 def _can_go(value: ir.Value, graph: ir.Graph) -> bool:
     tensor = value.const_value
-    if tensor is None or tensor.nbytes < _INLINE_BYTES or value in graph.inputs:
-        return False
+    if tensor is None or tensor.nbytes < _INLINE_BYTES or value in graph.inputs or not value.uses():
+        return False  # the runtime forgets what nobody uses before it looks for what lies apart
     return tensor.dtype.itemsize >= 1 and tensor.dtype.numpy().isbuiltin == 1 and tensor.dtype != ir.DataType.STRING
 
 

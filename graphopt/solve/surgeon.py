@@ -19,6 +19,10 @@ Array = np.ndarray[Any, Any]
 
 STEPS = 48
 """So many steps at least: a step removes one component, or a share of what is left where there are many."""
+_WIDE = 2048
+"""Wider matrices are followed in float32 and in a third of the steps: among so many columns neither last digits nor last places matter."""
+_DEAD = 0.1
+"""Share of columns that have gone at which matrices are copied without them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +47,16 @@ class Removal:
     Attributes:
         gone: the components that went, the first to go first.
         damage: the error at the consumers' outputs, summed, with the rest refitted.
-        weights: ``[out, K]`` of each consumer, refitted; zero where a component went. Overwritten by the next step.
     """
 
     gone: tuple[int, ...]
     damage: float
-    weights: Sequence[Array]
+    _states: Sequence[_State]
+
+    @property
+    def weights(self) -> list[Array]:
+        """``[out, K]`` of each consumer, refitted; zero where a component went. To be read before the next step."""
+        return [state.weight for state in self._states]
 
 
 def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterator[Removal]:
@@ -59,58 +67,87 @@ def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterat
         stops: numbers of components left at which a step ends.
     """
     states = [_State(consumer) for consumer in consumers]
+    steps = STEPS if max(consumer.weight.shape[1] for consumer in consumers) <= _WIDE else STEPS // 3
     left = np.arange(len(consumers[0].places))
     gone: list[int] = []
     damage = 0.0
     while left.size > 1:
         prices = np.sum([state.prices(left) for state in states], axis=0)
         most = min((left.size - stop for stop in stops if stop < left.size), default=left.size - 1)
-        cheapest = left[np.argsort(prices, kind="stable")[: max(1, min(left.size // STEPS, most))]]
+        cheapest = left[np.argsort(prices, kind="stable")[: max(1, min(left.size // steps, most))]]
         damage += sum(state.remove(cheapest) for state in states)
         gone.extend(cheapest.tolist())
         left = left[~np.isin(left, cheapest)]
-        yield Removal(tuple(gone), damage, [state.weight for state in states])
+        yield Removal(tuple(gone), damage, states)
 
 
 class _State:
-    """What is left of one consumer: its refitted weight and the inverse of its metric."""
+    """What is left of one consumer: its refitted weight and the inverse of its metric, on the columns that are still there."""
 
     def __init__(self, consumer: Consumer) -> None:
-        self.weight = consumer.weight.astype(np.float64)
+        self._shape = consumer.weight.shape
+        dtype: type[np.floating[Any]] = np.float64 if self._shape[1] <= _WIDE else np.float32
+        self._weight: Array = consumer.weight.astype(dtype)
         self._places = consumer.places
-        self._inverse = _inverse(consumer)
+        self._inverse: Array = np.asfortranarray(_inverse(consumer, dtype))
+        (self._product,) = scipy.linalg.get_blas_funcs(("gemm",), dtype=dtype)
+        self._columns = np.arange(self._shape[1])
+        self._place_of = self._columns.copy()
+        self._dead = np.zeros(self._shape[1], bool)
+
+    @property
+    def weight(self) -> Array:
+        """``[out, K]``, zero where a component went."""
+        full = np.zeros(self._shape, self._weight.dtype)
+        full[:, self._columns] = self._weight
+        return full
 
     def prices(self, components: Array) -> Array:
         """What it costs to remove each component alone: ``[components]``."""
-        columns = self._places[components]
-        weights = self.weight[:, columns].transpose(1, 2, 0)
+        columns = self._place_of[self._places[components]]
         if columns.shape[1] == 1:
-            single: Array = np.einsum("cwo,cwo->c", weights, weights) / self._inverse[columns[:, 0], columns[:, 0]]
+            single: Array = (np.einsum("ok,ok->k", self._weight, self._weight) / np.diagonal(self._inverse))[columns[:, 0]]
             return single
+        weights = self._weight[:, columns].transpose(1, 2, 0)
         blocks = self._inverse[columns[:, :, None], columns[:, None, :]]
         prices: Array = np.einsum("cwo,cwo->c", weights, np.linalg.solve(blocks, weights))
         return prices
 
     def remove(self, components: Array) -> float:
         """Removes components and refits the rest; returns what it cost."""
-        columns = self._places[components].reshape(-1)
+        columns = self._place_of[self._places[components]].reshape(-1)
         factor = scipy.linalg.cho_factor(self._inverse[np.ix_(columns, columns)])
-        weights, rows = self.weight[:, columns], self._inverse[columns]
+        weights, rows = self._weight[:, columns], self._inverse[columns]
         cost = float(np.einsum("ow,wo->", weights, scipy.linalg.cho_solve(factor, weights.T)))
         feedback = scipy.linalg.cho_solve(factor, rows)
-        self.weight -= weights @ feedback
-        self._inverse -= rows.T @ feedback
+        self._weight -= weights @ feedback
+        self._inverse = self._product(-1.0, rows, feedback, 1.0, self._inverse, trans_a=True, overwrite_c=True)  # in place
         # What has gone must not come back through rounding, and its place stays solvable.
-        self.weight[:, columns] = 0.0
+        self._weight[:, columns] = 0.0
         self._inverse[columns] = self._inverse[:, columns] = 0.0
         self._inverse[columns, columns] = 1.0
+        self._dead[columns] = True
+        if self._dead.mean() > _DEAD:
+            self._forget_dead()
         return cost
 
+    def _forget_dead(self) -> None:
+        alive = np.flatnonzero(~self._dead)
+        self._weight, self._inverse = self._weight[:, alive], self._inverse[np.ix_(alive, alive)].T
+        self._columns, self._dead = self._columns[alive], np.zeros(alive.size, bool)
+        self._place_of[self._columns] = np.arange(alive.size)
 
-def _inverse(consumer: Consumer) -> Array:
+
+def _inverse(consumer: Consumer, dtype: type[np.floating[Any]]) -> Array:
+    """``[K, K]``, the damped metric's inverse."""
     width = consumer.weight.shape[1]
     if consumer.metric.gram is None:
-        return np.eye(width)
-    damped = consumer.metric.gram[0].astype(np.float64) + float(consumer.metric.ridge[0]) * np.eye(width)
-    inverse: Array = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped), np.eye(width))
-    return inverse
+        return np.eye(width, dtype=dtype)
+    damped = consumer.metric.gram[0].astype(np.float64)
+    damped.flat[:: width + 1] += float(consumer.metric.ridge[0])
+    factor, _ = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+    (invert,) = scipy.linalg.get_lapack_funcs(("potri",), dtype=dtype)  # a third of the work of solving for the identity
+    inverse, _ = invert(factor.astype(dtype, copy=False), lower=1)
+    found: Array = np.tril(inverse)
+    found += np.tril(inverse, -1).T
+    return found

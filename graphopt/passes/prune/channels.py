@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt import ledger
-from graphopt.errors import RecipeError
+from graphopt.errors import LimitError, RecipeError
 from graphopt.graph.units import Block, Couplings, couplings_of, remove
-from graphopt.graph.view import operator_of
 from graphopt.passes.base import Context, GuidedPass, Role
-from graphopt.passes.prune.consumers import Use, consumers_of, put_back, uses_of
+from graphopt.passes.prune.consumers import Importance, uses_of
+from graphopt.passes.prune.curves import Candidate, Curve, curve_of
 from graphopt.passes.prune.damage import Damage, Feed
+from graphopt.passes.prune.latency import Stopwatch, most_work
+from graphopt.passes.prune.line import shapes_of_layers
+from graphopt.passes.prune.plan import Plan
 from graphopt.passes.prune.refit import refit
 from graphopt.passes.prune.workload import Workload
-from graphopt.runtime.statistics import Request
-from graphopt.runtime.trace import trace_shapes
-from graphopt.samples import Samples
-from graphopt.solve.allocation import allocate
-from graphopt.solve.surgeon import removals
+from graphopt.runtime.statistics import states_of
 
-_LEVELS = 9
-_NARROWEST = 0.2
-_ROWS = 192
-"""Rows of samples (lengths of the first axis) that each variant is run on."""
-_FAST = 4
-"""Widths of convolutions that leave the fast kernels no choice: multiples of it."""
+_LIKED = 16
+"""Channels that convolutions of the CPU take together."""
+_WORK = 2.5e12
+"""Multiply-accumulates that measuring the damage of all blocks may take, about 90 seconds of one core: it decides how many samples."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,13 @@ class Prune(GuidedPass):
     Attributes:
         macs: share of the layers' multiply-accumulates that may stay; None for no limit.
         parameters: share of the layers' weights that may stay; None for no limit.
+        latency: share of the time of the first sample that may stay, measured on this machine; None for no limit.
+        importance: by what channels are chosen within a block: "surgeon", "activation" (weights times inputs) or "magnitude" (weights).
         include: globs on the names of blocks, or of nodes that make or use them; all blocks where empty.
         exclude: globs on those that stay.
-        multiple: widths are multiples of it, where a block has so many channels; 4 at least for convolutions.
+        multiple: widths are multiples of it; 4 at least for convolutions. None for what kernels are fastest at (16) where time is the
+            budget, else for any.
+        residual: residual streams may become narrower too, where no normalization needs all of their channels.
     """
 
     name: ClassVar[str] = "prune"
@@ -55,45 +58,63 @@ class Prune(GuidedPass):
 
     macs: float | None = None
     parameters: float | None = None
+    latency: float | None = None
+    importance: Importance = "surgeon"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    multiple: int = 1
+    multiple: int | None = None
+    residual: bool = False
 
     def __post_init__(self) -> None:
         """Checks the budget."""
-        for name in ("macs", "parameters"):
-            share = getattr(self, name)
-            if share is not None and not 0 < share < 1:
+        given = {name: share for name in ("macs", "parameters", "latency") if (share := getattr(self, name)) is not None}
+        for name, share in given.items():
+            if not 0 < share < 1:
                 raise RecipeError(f"prune: {name} is the share that may stay, between 0 and 1, not {share}")
-        if self.macs is None and self.parameters is None:
-            raise RecipeError("prune: give a budget, such as macs=0.7 or parameters=0.5")
+        if len(given) != 1:
+            raise RecipeError(f"prune: give one budget, macs, parameters or latency, not {' and '.join(given) or 'none'}")
+        if self.multiple is not None and self.multiple < 1:
+            raise RecipeError(f"prune: widths are multiples of 1 at least, not of {self.multiple}")
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Chooses widths for all blocks, and removes what goes."""
         couplings = couplings_of(model)
-        candidates = [Candidate(block, uses) for block in self._chosen(couplings) if (uses := uses_of(block))]
-        candidates = [each for each in candidates if each.block.count > 1 and ledger.allow(each.key(self.name))]
+        everyone = self.candidates(couplings)
+        candidates = [each for each in everyone if not ledger.denies(self._key(each))]
         if not candidates:
             return False
-        feeds = list(_first(context.samples))
-        shapes = trace_shapes(model, feeds[0], context.options)
-        workload = Workload(model, [each.block for each in candidates], shapes)
-        damage = Damage(model, feeds, context.options)
-        curves = [_curve(each, self._widths(each), damage, model, context) for each in candidates]
-        widths = self._allocated(candidates, curves, workload)
-        gone = {}
-        for each, curve, width in zip(candidates, curves, widths, strict=True):
-            if width < each.block.count:
-                gone[each.block.name] = curve.order[: each.block.count - width]
+        first = next(iter(context.samples))
+        shapes = shapes_of_layers(model, first, context.options)
+        # Those that are denied are measured too: another attempt, or a replay, comes to the same numbers whatever it leaves out.
+        known = dict(zip(map(id, everyone), self._solved(model, everyone, shapes, context), strict=True))
+        curves = [known[id(each)] for each in candidates]
+        plan = Plan(candidates, curves, Workload(model, [each.block for each in candidates], shapes))
+        widths = (
+            self._within_latency(model, plan, first, context)
+            if self.latency is not None
+            else self._within_share(plan, self._hint(len(everyone) - len(candidates), context))
+        )
+        allowed = [width < each.block.count and ledger.allow(self._key(each)) for each, width in zip(candidates, widths, strict=True)]
+        gone = plan.gone(width if may else each.block.count for each, width, may in zip(candidates, widths, allowed, strict=True))
+        for each, curve, width, may in zip(candidates, curves, widths, allowed, strict=True):
+            if may:
+                damage = curve.damage[each.widths.index(width)]
+                ledger.record(ledger.Rewrite(self._key(each), reason=f"{each.block} becomes {width}", predicted_error=damage))
         parts = remove(model, couplings, gone)
-        for each, curve, width in zip(candidates, curves, widths, strict=True):
-            if width < each.block.count:
-                reason = f"{each.block} becomes {width}"
-                ledger.record(ledger.Rewrite(each.key(self.name), reason=reason, predicted_error=curve.damage[curve.widths.index(width)]))
         if gone and not context.samples.is_synthetic and context.original is not None:
             count = refit(model, context.original, parts, context)
             ledger.note(f"prune: {count} layers refitted on their remaining inputs")
         return bool(gone)
+
+    def candidates(self, couplings: Couplings) -> list[Candidate]:
+        """The blocks that may become narrower.
+
+        Raises:
+            RecipeError: a pattern matches no block.
+        """
+        unit = self.multiple or (1 if self.latency is None else _LIKED)
+        found = [Candidate(block, uses, unit) for block in self._chosen(couplings) if (uses := uses_of(block))]
+        return [each for each in found if len(each.widths) > 1]
 
     def _chosen(self, couplings: Couplings) -> list[Block]:
         for pattern in (*self.include, *self.exclude):
@@ -101,96 +122,72 @@ class Prune(GuidedPass):
                 known = ", ".join(block.name for block in couplings.blocks[:3]) or "none"
                 raise RecipeError(f"prune: no block matches {pattern!r}; the first are: {known}; `graphopt inspect --couplings` lists them")
         included = [b for b in couplings.blocks if not self.include or any(_matches(b, pattern) for pattern in self.include)]
-        return [block for block in included if not any(_matches(block, pattern) for pattern in self.exclude)]
+        kept = [block for block in included if not any(_matches(block, pattern) for pattern in self.exclude)]
+        return [block for block in kept if self.residual or block.kind != "residual"]
 
-    def _widths(self, candidate: Candidate) -> list[int]:
-        """Widths to choose from, falling: about evenly spaced, multiples of what kernels like."""
-        count = candidate.block.count
-        step = max(self.multiple, _FAST if candidate.is_convolution else 1)
-        wanted = np.linspace(count, max(1, _NARROWEST * count), _LEVELS)[1:]
-        rounded = {int(step * max(1, round(width / step))) for width in wanted}
-        return [count, *sorted((width for width in rounded if width < count), reverse=True)]
+    def _key(self, candidate: Candidate) -> ledger.Key:
+        return ledger.Key(self.name, "", candidate.maker)
 
-    def _allocated(self, candidates: Sequence[Candidate], curves: Sequence[Curve], workload: Workload) -> list[int]:
-        budgets = [
-            (cost, share) for cost, share in ((workload.macs, self.macs), (workload.parameters, self.parameters)) if share is not None
-        ]
-        whole = [each.block.count for each in candidates]
-        scaled = [(cost, cost(whole) * share) for cost, share in budgets]
+    def _solved(
+        self, model: ir.Model, candidates: Sequence[Candidate], shapes: Mapping[str, tuple[int, ...]], context: Context
+    ) -> list[Curve]:
+        """The curves, measured once for all attempts on the same model."""
+        states = states_of(model)
+        key = (self, tuple(states[f"layer:{use.layer.name}"] for each in candidates for use in each.uses))
+        if key not in context.solved:
+            workload = Workload(model, [each.block for each in candidates], shapes)
+            context.solved[key] = self.curves(model, candidates, workload, context)
+        found: list[Curve] = context.solved[key]
+        return found
 
-        def excess(widths: Sequence[int]) -> float:
-            return max(cost(widths) / budget for cost, budget in scaled)
+    def curves(self, model: ir.Model, candidates: Sequence[Candidate], workload: Workload, context: Context) -> list[Curve]:
+        """What each candidate costs the outputs, measured on as many samples as there is work allowed for."""
+        layers = {use.layer.name for each in candidates for use in each.uses}
+        runs: Counter[str] = Counter()
+        for each in candidates:
+            runs[each.uses[0].layer.name] += len(each.measured)
+        few = max(1, int(_WORK // max(workload.runs(runs), 1.0)))
+        found: dict[int, Curve] = {}
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            damage = Damage(model, layers, context.samples, few, context.options, Path(folder))
+            order = sorted(range(len(candidates)), key=lambda number: min(damage.step(use.layer.name) for use in candidates[number].uses))
+            for number in order:
+                found[number] = curve_of(candidates[number], self.importance, damage, is_real=not context.samples.is_synthetic)
+        return [found[number] for number in range(len(candidates))]
 
-        found = allocate([curve.widths for curve in curves], [curve.damage for curve in curves], excess, 1.0)
+    def _hint(self, denied: int, context: Context) -> str:
+        """What helps where the budget cannot be met."""
+        if context.samples.is_synthetic:
+            return "made-up samples tell little of what may go: give --data"
+        return f"{denied} blocks cost the outputs more than they may lose" if denied else "give a larger share"
+
+    def _within_share(self, plan: Plan, hint: str) -> list[int]:
+        """The widths for a budget of work or weights."""
+        cost, share = (plan.workload.macs, self.macs) if self.macs is not None else (plan.workload.parameters, self.parameters)
+        assert share is not None, "one budget is given"
+        found = plan.widths(cost, share)
         if found is None:
-            least = min(cost([curve.widths[-1] for curve in curves]) / cost(whole) for cost, _ in budgets)
-            raise RecipeError(
-                f"prune: the budget cannot be met: the narrowest widths leave {least:.0%}; give a larger share or fewer excludes"
-            )
+            raise LimitError(f"prune: the budget cannot be met: the narrowest widths leave {plan.least(cost):.1%}; {hint}")
+        return found
+
+    def _within_latency(self, model: ir.Model, plan: Plan, feed: Feed, context: Context) -> list[int]:
+        """The widths for a budget of time: candidates are cut from clones and timed, not refitted, which would change no time."""
+        assert self.latency is not None, "it is the budget"
+        stopwatch = Stopwatch(model, feed, context.options) if context.measures else None
+
+        def share_of_time(share: float) -> float | None:
+            widths = plan.widths(plan.workload.macs, share)
+            if widths is None or stopwatch is None:
+                return None
+            variant = model.clone()
+            remove(variant, couplings_of(variant), plan.gone(widths))
+            return stopwatch.share(variant)
+
+        share = most_work(self.name, self.latency, share_of_time, measures=context.measures)
+        found = plan.widths(plan.workload.macs, share)
+        assert found is not None, "it was timed"
         return found
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A block that may become narrower, with the layers that use it."""
-
-    block: Block
-    uses: Sequence[Use]
-
-    @property
-    def is_convolution(self) -> bool:
-        """Whether a convolution makes or uses it."""
-        return any("Conv" in operator_of(site.node) for site in self.block.sites)
-
-    def key(self, pass_name: str) -> ledger.Key:
-        """The rewrite's name: the first node that makes the block's channels."""
-        maker = next(site.node.name for site in self.block.sites if site.role == "makes")
-        return ledger.Key(pass_name, "", maker or "")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a block costs the outputs at some widths.
-
-    Attributes:
-        widths: falling, the whole width first.
-        damage: at each.
-        order: the components in the order in which they go.
-    """
-
-    widths: list[int]
-    damage: list[float]
-    order: tuple[int, ...]
-
-
-def _curve(candidate: Candidate, widths: Sequence[int], damage: Damage, model: ir.Model, context: Context) -> Curve:
-    layers = tuple(use.layer.name for use in candidate.uses)
-    known = {} if context.samples.is_synthetic else context.statistics(model, Request(layers=layers)).layers
-    measured: dict[int, float] = {candidate.block.count: 0.0}
-    order: tuple[int, ...] = ()
-    for removal in removals(consumers_of(candidate.uses, known), widths):
-        width = candidate.block.count - len(removal.gone)
-        if width in widths:
-            order = removal.gone
-            measured[width] = damage.of(put_back(candidate.uses, removal.weights))
-        if width <= widths[-1]:
-            break
-    return Curve([width for width in widths if width in measured], [measured[width] for width in widths if width in measured], order)
-
-
-def _first(samples: Samples) -> Iterator[Feed]:
-    """The first samples, so many that there are enough rows."""
-    rows = 0
-    for feed in samples:
-        if rows >= _ROWS:
-            return
-        rows += max((array.shape[0] for array in feed.values() if array.ndim), default=1)
-        yield feed
-
-
 def _matches(block: Block, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(block.name, pattern) or any(fnmatch.fnmatchcase(name, pattern) for name in _nodes(block))
-
-
-def _nodes(block: Block) -> Iterator[str]:
-    return (site.node.name or "" for site in block.sites)
+    return fnmatch.fnmatchcase(block.name, pattern) or any(fnmatch.fnmatchcase(site.node.name or "", pattern) for site in block.sites)

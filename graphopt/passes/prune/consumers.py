@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from graphopt.graph.layers import Layer, layer_of
 from graphopt.graph.units import Block, Site
-from graphopt.runtime.statistics import LayerStatistics
 from graphopt.solve.metric import Metric
 from graphopt.solve.surgeon import Consumer
 
 Array = np.ndarray[Any, Any]
+
+Importance = Literal["surgeon", "activation", "magnitude"]
+"""By what components are chosen: the error of removing them with the others refitted, by their weights times their inputs, by their
+weights alone."""
+
+METRICS: Mapping[Importance, Callable[[Array], Array | None]] = {
+    "surgeon": lambda gram: gram,
+    "activation": lambda gram: gram * np.eye(gram.shape[-1], dtype=gram.dtype),
+    "magnitude": lambda gram: None,
+}
+"""What of the Gram matrix ``[1, K, K]`` of its inputs a consumer is measured in: with the last two no channel makes up for another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +39,11 @@ class Use:
     layer: Layer
     columns: Array
 
-    def consumers(self, known: Mapping[str, LayerStatistics]) -> Iterator[Consumer]:
+    def consumers(self, known: Mapping[str, Array], importance: Importance) -> Iterator[Consumer]:
         """One consumer a group, in the metric of the samples where it is known."""
         weight, found = self.layer.weight(), known.get(self.layer.name)
         for group in range(len(weight)):
-            gram = None if found is None else found.gram[group : group + 1]
+            gram = None if found is None else METRICS[importance](found[group : group + 1])
             yield Consumer(weight[group], Metric(gram), self.columns)
 
 
@@ -52,9 +62,9 @@ def _columns(layer: Layer, site: Site, places: Array) -> Array:
     return np.stack([np.flatnonzero(np.isin(index, own)) for own in places])
 
 
-def consumers_of(uses: Sequence[Use], known: Mapping[str, LayerStatistics]) -> list[Consumer]:
+def consumers_of(uses: Sequence[Use], known: Mapping[str, Array], importance: Importance) -> list[Consumer]:
     """All groups of all layers that use a block."""
-    return [consumer for use in uses for consumer in use.consumers(known)]
+    return [consumer for use in uses for consumer in use.consumers(known, importance)]
 
 
 def put_back(uses: Sequence[Use], weights: Sequence[Array]) -> list[tuple[Layer, Array]]:

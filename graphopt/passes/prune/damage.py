@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 import scipy.special
 
-from graphopt.graph.edits import Names
 from graphopt.graph.layers import OPERATORS, Layer
+from graphopt.graph.unfold import unfold
 from graphopt.graph.view import operator_of
-from graphopt.runtime.session import SessionOptions, open_session
+from graphopt.passes.prune.line import Line
+from graphopt.passes.prune.shelf import Shelf
+from graphopt.runtime.session import Session, SessionOptions
+from graphopt.runtime.statistics.chain import prepared
+from graphopt.runtime.statistics.product import Product
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -22,36 +27,72 @@ _VIEWS = frozenset({"Add", "Cast", "Identity", "Reshape", "Slice", "Squeeze", "T
 
 
 class Damage:
-    """Compares variants of a model with the model itself.
+    """Compares variants of a model with the model itself; what comes before the first changed layer runs once for all of them.
 
     Outputs that a layer makes count by the divergence of the distributions that they are the logits of (Kullback-Leibler, in nats a
     row), those that a softmax makes by that of themselves, others by noise over signal.
 
     Args:
         model: the original; stays as it is.
-        feeds: samples; few, since each variant runs them all.
+        layers: names of the layers that variants change.
+        samples: all of them tell what reaches a layer.
+        few: so many of the first are run by each variant; one at least.
         options: how to run.
+        folder: for what waits on the disk.
     """
 
-    def __init__(self, model: ir.Model, feeds: Sequence[Feed], options: SessionOptions) -> None:
-        self._model, self._feeds, self._options = model, feeds, options
+    def __init__(
+        self, model: ir.Model, layers: Collection[str], samples: Iterable[Feed], few: int, options: SessionOptions, folder: Path
+    ) -> None:
         self._kinds = {value.name or "": _kind(value) for value in model.graph.outputs}
-        session = open_session(model, "all", options)
-        self._expected = [session.run(feed) for feed in feeds]
+        self._line = Line(prepared(model), layers, options)
+        self._shelf = Shelf(samples, folder / "damage")
+        self._expected = [self._line.run(self._shelf[number], 0, len(self._line)) for number in range(min(few, len(self._shelf)))]
+        self._product = Product(options)
+        self._at = 0
 
-    def of(self, weights: Iterable[tuple[Layer, Array]]) -> float:
-        """The damage with other weights ``W [groups, out, in]`` in some layers, of the same shape."""
-        variant = self._model.clone()
-        nodes = {node.name: node for node in variant.graph}
-        names = Names(variant)
-        for layer, weight in weights:
-            layer.on(nodes[layer.name]).assign(weight, names)
-        session = open_session(variant, "all", self._options)
+    def step(self, layer: str) -> int:
+        """The place of a layer among those that variants change."""
+        return self._line.steps[layer]
+
+    def go_to(self, layers: Collection[str]) -> None:
+        """All samples go on to the first of some layers; there is no way back."""
+        first = min(map(self.step, layers))
+        assert first >= self._at, "variants are measured in the order of their first layers"
+        for number in range(len(self._shelf)):
+            self._shelf[number] = self._line.run(self._shelf[number], self._at, first)
+        self._at = first
+
+    def gram(self, layer: Layer) -> Array:
+        """What reaches a layer, of all samples: ``X X^T [groups, K, K]`` float64."""
+        groups, _, width = layer.shape
+        total = np.zeros((groups, width, width))
+        for number in range(len(self._shelf)):
+            x = unfold(layer, self._line.run(self._shelf[number], self._at, self.step(layer.name))[layer.input.name or ""])
+            x = np.ascontiguousarray(x, np.float32)
+            total += self._product(x, x)
+        return total
+
+    def of(self, weights: Mapping[str, Array]) -> float:
+        """The damage of other weights ``W [groups, out, in]`` of the same shape in some layers, none before those gone to."""
+        instead: dict[int, Session] = {}
         total = 0.0
-        for feed, expected in zip(self._feeds, self._expected, strict=True):
-            found = session.run(feed)
-            total += sum(_difference(self._kinds[name], expected[name], found[name]) for name in expected)
-        return total / len(self._feeds)
+        for number, expected in enumerate(self._expected):
+            found = self._run(self._shelf[number], weights, instead)
+            total += sum(difference(self._kinds[name], expected[name], found[name]) for name in expected)
+        return total / len(self._expected)
+
+    def _run(self, state: Feed, weights: Mapping[str, Array], instead: dict[int, Session]) -> Feed:
+        """One sample through the rest; sessions of changed layers are made as the first sample gets there."""
+        at = self._at
+        for name in sorted(weights, key=self.step):
+            state = self._line.run(state, at, self.step(name))
+            at = self.step(name)
+            if at not in instead:
+                instead[at] = self._line.with_weight(name, weights[name], state)
+            state = self._line.run(state, at, at + 1, instead)
+            at += 1
+        return self._line.run(state, at, len(self._line))
 
 
 def _kind(value: ir.Value) -> Kind:
@@ -65,7 +106,14 @@ def _kind(value: ir.Value) -> Kind:
     return "logits" if node is not None and operator_of(node) in OPERATORS and "Conv" not in operator_of(node) and wide else "values"
 
 
-def _difference(kind: Kind, expected: Array, found: Array) -> float:
+def difference(kind: Kind, expected: Array, found: Array) -> float:
+    """How far an output is from what is expected.
+
+    Args:
+        kind: of the output.
+        expected: of any shape.
+        found: the same shape.
+    """
     if expected.dtype.kind != "f":
         return float(np.mean(expected != found))
     before, after = expected.astype(np.float64), found.astype(np.float64)

@@ -1,35 +1,44 @@
-"""Refit: consumers of removed channels make the original's outputs of what is left, by least squares (``W* = W C H^-1``)."""
+"""Refit: layers make the original's outputs of what is left, by least squares.
+
+The design's ``W* = W C H^-1`` in its direct form: ``W C`` is the product of the original's outputs and today's inputs, so those outputs
+are all that is needed of the original; and what the stream that a layer adds to has lost may then be asked of the layer too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import compress, cycle
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import ledger
 from graphopt.graph.edits import Names
 from graphopt.graph.layers import Layer, layers_of
+from graphopt.graph.unfold import unfold
 from graphopt.graph.units.removal import Parts
+from graphopt.graph.view import View
 from graphopt.passes.base import Context
-from graphopt.runtime.statistics import Collector, LayerStatistics, Request
-from graphopt.samples import Samples
-from graphopt.solve.metric import Metric
+from graphopt.passes.prune.line import Line, State
+from graphopt.passes.prune.outputs import Output, as_matrix, output_of
+from graphopt.passes.prune.shelf import Shelf
+from graphopt.runtime.statistics.chain import prepared
+from graphopt.runtime.statistics.product import Product
+from graphopt.solve.regression import Moments, regression
 
 Array = np.ndarray[Any, Any]
 
-DAMPINGS = (0.003, 0.03, 0.3)
-"""Shares of the mean diagonal to choose from, by the error on samples that were kept out."""
-_FIT = (True, True, True, False)
+_HELD_OUT = 4
+"""Each fourth sample is kept out of a fit, to judge it."""
 
 
 def refit(model: ir.Model, original: ir.Model, parts: Parts, context: Context) -> int:
-    """Refits all layers that lost inputs, from the first on, each on the inputs that the refitted ones before it make.
+    """Refits all layers from the first that lost inputs on, each on the inputs that the refitted ones before it make.
 
-    Every fourth sample is kept out: a layer takes the damping that is best there, then fitted to all samples, and stays as it was where
-    none is better.
+    Where a layer's output is added to a stream, it is fitted to what the stream has lost as well. Every fourth sample is kept out: a
+    layer takes the damping that is best there, then fitted to all samples, and stays as it was where none is better.
 
     Args:
         model: pruned; rewritten in place.
@@ -40,58 +49,89 @@ def refit(model: ir.Model, original: ir.Model, parts: Parts, context: Context) -
     Returns:
         How many layers were refitted.
     """
-    fitted, held = (Collector(_part(context.samples, take), context.options) for take in (_FIT, [not take for take in _FIT]))
-    before = {layer.name: layer for layer in layers_of(original)}
-    names, count = Names(model), 0
-    for layer in list(layers_of(model)):
-        kept = parts.get((layer.name, layer.index))
-        if kept is None or layer.name not in before or layer.groups != before[layer.name].groups:
-            continue  # a depthwise layer that lost channels sums over the same inputs in those that stay
-        weight = _rows_kept(before[layer.name], layer, kept)
-        if weight.shape == layer.shape:  # it lost outputs only
-            continue
-        request = Request(layers=(layer.name,))
-        seen, unseen = (collector(model, request, original).layers.get(layer.name) for collector in (fitted, held))
-        if seen is None or unseen is None or not seen.n or not unseen.n:
-            ledger.note(f"prune: {layer.name} could not be refitted: its inputs were not seen")
-            continue
-        plain = layer.weight()
-        errors = {damping: _error(weight, _solution(weight, plain, seen, damping), unseen) for damping in DAMPINGS}
-        best = min(DAMPINGS, key=errors.__getitem__)
-        if errors[best] < _error(weight, plain, unseen):
-            layer.assign(_solution(weight, plain, seen.merge(unseen), best).astype(plain.dtype), names)
-            count += 1
+    places = list(_places(model, original, parts))
+    now, before = prepared(model), prepared(original)
+    twins = {layer.name: layer for layer in layers_of(now)}
+    stops = [place.layer.name for place in places]
+    lines = Line(now, stops, context.options), Line(before, stops, context.options)
+    names, own_names, product, count = Names(model), Names(now), Product(context.options), 0
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        shelves = [Shelf(context.samples, Path(folder) / side) for side in ("now", "before")]
+        at = [0, 0]
+        for place in sorted(places, key=lambda place: lines[0].steps[place.layer.name]):
+            steps = [line.steps[place.layer.name] for line in lines]
+            moments = [Moments.empty(*place.layer.shape) for _ in range(2)]
+            for number in range(len(shelves[0])):
+                states = [line.run(shelf[number], first, step) for line, shelf, first, step in zip(lines, shelves, at, steps, strict=True)]
+                shelves[0][number] = states[0]
+                shelves[1][number] = wanted = lines[1].run(states[1], steps[1], steps[1] + 1)
+                moments[number % _HELD_OUT == _HELD_OUT - 1].add(*place.pair(states[0], states[1], wanted), product)
+            at = [steps[0], steps[1] + 1]
+            found = regression(moments[0], moments[1], place.layer.weight(), affine=place.output.shift is not None)
+            if found is not None:
+                place.apply(place.layer, *found, names)
+                place.apply(twins[place.layer.name], *found, own_names)
+                count += 1
     return count
 
 
-def _part(samples: Samples, takes: Sequence[bool]) -> Samples:
-    """Some of the samples, in turn."""
-    count = sum(take for take, _ in zip(cycle(takes), range(len(samples)), strict=False))
-    return Samples(lambda: compress(samples, cycle(takes)), count, samples.description, is_synthetic=samples.is_synthetic)
+@dataclass(frozen=True)
+class _Place:
+    """A layer to refit.
+
+    Attributes:
+        layer: of the pruned model.
+        output: where its output goes.
+        rows: ``[groups, out]``, which of the original's output channels it still makes.
+    """
+
+    layer: Layer
+    output: Output
+    rows: Array
+
+    def pair(self, now: State, before: State, wanted: State) -> tuple[Array, Array]:
+        """One sample's inputs ``[groups, K, positions]`` and the outputs wanted of them without the bias, ``[groups, out, positions]``.
+
+        Args:
+            now: of the pruned model, before the layer.
+            before: of the original, before the layer.
+            wanted: of the original, after it.
+        """
+        layer = self.layer
+        expected = wanted[layer.node.outputs[0].name or ""]
+        target = as_matrix(layer, expected, self.rows)
+        for stream in self.output.streams:
+            if stream not in now or stream not in before or before[stream].shape != expected.shape:
+                continue  # it is made later, or broadcast
+            target = target + (as_matrix(layer, before[stream], self.rows) - as_matrix(layer, now[stream], None))
+        inside = self.output.bias(layer)[:, :, None].astype(target.dtype)
+        return unfold(layer, now[layer.input.name or ""]), (target - inside) / np.asarray(layer.scale, target.dtype)
+
+    def apply(self, layer: Layer, weight: Array, shift: Array, names: Names) -> None:
+        """Gives a layer, this one or its twin, another weight, and shifts its output."""
+        layer.assign(weight.astype(layer.weight().dtype), names)
+        if self.output.shift is not None:
+            self.output.move(layer, shift * layer.scale, names)
 
 
-def _rows_kept(before: Layer, now: Layer, kept: Sequence[Array | None]) -> Array:
-    """The original weight with all its inputs, and the outputs that are still there: ``[groups, out, in of the original]``."""
+def _places(model: ir.Model, original: ir.Model, parts: Parts) -> Iterator[_Place]:
+    """The layers from the first that lost inputs on: what comes after it sees other inputs, and makes up for some of what is lost."""
+    before, view, has_begun = {layer.name: layer for layer in layers_of(original)}, View(model), False
+    for layer in layers_of(model):
+        old = before.get(layer.name)
+        if old is None or layer.groups != old.groups:
+            continue  # a depthwise layer that lost channels sums over the same inputs in those that stay
+        has_begun = has_begun or layer.shape[2] != old.shape[2]
+        output = output_of(layer, view) if has_begun and layer.graph is model.graph else None
+        if output is not None:
+            yield _Place(layer, output, _rows(old, layer, parts.get((layer.name, layer.index), ())))
+
+
+def _rows(before: Layer, now: Layer, kept: tuple[Array | None, ...]) -> Array:
+    """Which output channels of the original are still there: ``[groups, out]``."""
     groups, out, width = before.shape
     rows = before.restore(np.broadcast_to(np.arange(out)[None, :, None], (groups, out, width)))
     for axis, indices in enumerate(kept):
         if indices is not None:
             rows = np.take(rows, indices, axis=axis)
-    chosen = now.as_matrix(rows)[:, :, 0]
-    return np.take_along_axis(before.weight(), chosen[:, :, None], axis=1)
-
-
-def _solution(weight: Array, plain: Array, seen: LayerStatistics, damping: float) -> Array:
-    """``(W C + r W') (H + r)^-1``: what samples do not determine stays as it is."""
-    assert seen.cross is not None, "the original ran beside"
-    metric = Metric(seen.gram, damping)
-    wanted = weight.astype(np.float64) @ seen.cross + metric.ridge[:, None, None] * plain
-    return metric.divided(wanted)
-
-
-def _error(weight: Array, candidate: Array, unseen: LayerStatistics) -> float:
-    """The squared error at the output, up to what no candidate changes."""
-    assert unseen.cross is not None, "the original ran beside"
-    weight, candidate = weight.astype(np.float64), candidate.astype(np.float64)
-    quadratic = np.einsum("gok,gkl,gol->", candidate, unseen.gram, candidate, optimize=True)
-    return float(quadratic - 2 * np.einsum("gok,gkl,gol->", weight, unseen.cross, candidate, optimize=True))
+    return now.as_matrix(rows)[:, :, 0]

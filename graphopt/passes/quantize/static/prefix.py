@@ -29,9 +29,9 @@ COUNTS = (0, 1, 2, 4, 8)
 """How many of the first layers are tried in float."""
 WORTH = 0.98
 """What the time, noise counted, must fall to."""
-PER_DB = 0.05
+PER_DB = 0.03
 """A decibel less of noise at the output that has the most is worth this share of the time."""
-MOST = 1.04
+MOST = 1.1
 """However much closer it is, no variant is taken that needs more than this many times as long as the fastest one."""
 
 

@@ -1,0 +1,115 @@
+"""Curves: what a block costs the outputs at any width, from a few widths that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from graphopt.graph.units import Block
+from graphopt.graph.view import operator_of
+from graphopt.passes.prune.consumers import Importance, Use, consumers_of, put_back
+from graphopt.passes.prune.damage import Damage
+from graphopt.solve.surgeon import removals
+
+Array = np.ndarray[Any, Any]
+
+_MEASURED = (0.8, 0.6, 0.4, 0.25)
+"""Shares of a block's width at which its damage is measured."""
+_LEVELS = 32
+"""Widths to choose from, about."""
+_NARROWEST = 0.2
+_FAST = 4
+"""Widths of convolutions that do not leave the fast kernels: multiples of it."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A block that may become narrower.
+
+    Attributes:
+        block: the block.
+        uses: the layers that sum over its channels; at least one.
+        multiple: numbers of channels are multiples of it.
+    """
+
+    block: Block
+    uses: Sequence[Use]
+    multiple: int
+
+    @property
+    def maker(self) -> str:
+        """The first node that makes the channels."""
+        return next(site.node.name or "" for site in self.block.sites if site.role == "makes")
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Widths to choose from, falling from the whole one: multiples of what kernels like."""
+        count = self.block.count
+        convolution = any("Conv" in operator_of(site.node) for site in self.block.sites)
+        wanted = math.lcm(self.multiple, _FAST if convolution else 1)
+        unit = wanted // math.gcd(wanted, self.block.width)  # a head of 64 channels is a multiple of 16 by itself
+        step = unit * max(1, round(count / _LEVELS / unit))
+        least = unit * max(1, round(_NARROWEST * count / unit))
+        return [count, *(width for width in range(count // step * step, 0, -step) if least <= width < count)]
+
+    @property
+    def measured(self) -> list[int]:
+        """The widths at which the damage is measured."""
+        narrower = self.widths[1:]
+        return sorted({min(narrower, key=lambda width: abs(width - share * self.block.count)) for share in _MEASURED if narrower})[::-1]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a block costs the outputs.
+
+    Attributes:
+        damage: at each of its candidate's widths.
+        order: the components in the order in which they go.
+    """
+
+    damage: list[float]
+    order: tuple[int, ...]
+
+
+def curve_of(candidate: Candidate, importance: Importance, damage: Damage, *, is_real: bool) -> Curve:
+    """Measures the damage at a few widths; between them it follows the error at the consumers.
+
+    Args:
+        candidate: a block, none whose first use comes before that of one measured earlier.
+        importance: by what components are chosen.
+        damage: measures.
+        is_real: the samples tell what reaches layers in use; made-up ones do not.
+    """
+    wanted, count = candidate.measured, candidate.block.count
+    errors, measured = {count: 0.0}, {count: 0.0}
+    order: tuple[int, ...] = ()
+    damage.go_to([use.layer.name for use in candidate.uses])
+    known = {use.layer.name: damage.gram(use.layer) for use in candidate.uses} if is_real else {}
+    for removal in removals(consumers_of(candidate.uses, known, importance), wanted):
+        width = count - len(removal.gone)
+        order, errors[width] = removal.gone, removal.damage
+        if width in wanted:
+            measured[width] = damage.of({layer.name: weight for layer, weight in put_back(candidate.uses, removal.weights)})
+        if width <= candidate.widths[-1]:
+            break
+    return Curve(_between(candidate.widths, errors, measured), order)
+
+
+def _between(widths: Sequence[int], errors: Mapping[int, float], measured: Mapping[int, float]) -> list[float]:
+    """Damage at all widths, log-linear in the error at the consumers between two that were measured."""
+    steps = sorted(errors)
+    error = np.interp(widths, steps, [errors[step] for step in steps])
+    tiny = 1e-12
+    points = sorted((errors[width], damage) for width, damage in measured.items() if width in errors)[1:]
+    if not points:
+        return [0.0 for _ in widths]
+    x, y = (np.log(np.maximum([point[axis] for point in points], tiny)) for axis in (0, 1))
+    at = np.log(np.maximum(error, tiny))
+    found = np.where(at < x[0], y[0] + at - x[0], np.interp(at, x, y))
+    return [0.0 if width == widths[0] else float(np.exp(value)) for width, value in zip(widths, found, strict=True)]
