@@ -160,6 +160,11 @@ def write_model(attempts: Sequence[Attempt], dropped: Sequence[Key], fallback: i
         room = len(text) - excess
 
 
+def ledger_beside(model: Path) -> Path:
+    """Where the ledger of a written model stands, if it was kept."""
+    return model.with_name(f"{model.name}{_LEDGER}")
+
+
 def write_beside(result: Result, folder: Path, name: str, *, ledger: bool) -> list[Path]:
     """Writes the resolved recipe, and the ledger where wanted, into a folder, under the names that they have beside the model.
 
@@ -187,7 +192,7 @@ def place_beside(written: Sequence[Path], target: Path) -> None:
     """Moves what :func:`write_beside` wrote to its place beside a model; needs no space on the disk."""
     for file in written:
         file.replace(target.with_name(file.name))
-    ledger = target.with_name(f"{target.name}{_LEDGER}")
+    ledger = ledger_beside(target)
     if ledger.name not in {file.name for file in written}:
         ledger.unlink(missing_ok=True)  # one from an earlier run would describe another model
 

@@ -20,8 +20,8 @@ from graphopt.passes.prune.depth import branches_of
 from graphopt.passes.prune.latency import most_work
 from graphopt.passes.prune.line import Line
 from graphopt.passes.prune.outputs import as_matrix, output_of
-from graphopt.passes.prune.shelf import Shelf
 from graphopt.runtime.session import SessionOptions, open_session
+from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
 
 Array = np.ndarray[Any, Any]

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt import files
+from graphopt.result import ledger_beside
 from graphopt.runtime.kernels import executed_kernels
 from graphopt.runtime.session import SessionOptions
 
@@ -65,7 +66,7 @@ def kernels_of(model: Path, options: SessionOptions) -> KernelReport:
     path = files.model_file(model)
     nodes = executed_kernels(path, options).nodes
     executed = Counter(f"{kernel.domain}::{kernel.op_type}" if kernel.domain else kernel.op_type for kernel in nodes)
-    return KernelReport(path.name, dict(executed.most_common()), _planned(path.with_name(f"{path.name}.ledger.json")))
+    return KernelReport(path.name, dict(executed.most_common()), _planned(ledger_beside(path)))
 
 
 def _planned(ledger: Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphopt.errors import LedgerError
 from graphopt.ledger import METADATA_KEY, Drop, Key, Miss, Rewrite, unpack
+from graphopt.result import ledger_beside
 
 
 class _Places(NamedTuple):
@@ -46,7 +47,7 @@ class Lineage:
         Raises:
             LedgerError: there is none, or it is too short to tell.
         """
-        beside = path.with_name(f"{path.name}.ledger.json")
+        beside = ledger_beside(path)
         try:
             if beside.is_file():
                 return cls._of_json(json.loads(beside.read_text(encoding="utf-8")), beside.name)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import StatisticsError
 from graphopt.graph.edits import nested
 from graphopt.runtime.session import Feed, Session, SessionOptions, load_session, native_session_options
+from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
 
 Array = np.ndarray[Any, Any]
@@ -111,7 +111,7 @@ def relay(
     axes = {stop.value: stop.axis for stop in stops}
     shifts: dict[str, Array] = {}
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        waiting = _Waiting(feeds, memory, Path(folder))
+        waiting = Shelf(feeds, Path(folder) / "waiting", memory)
         for leg in _legs(copy.graph, axes):
             means = {name: _Mean() for name in leg.stops}
             session = None
@@ -123,48 +123,6 @@ def relay(
                     mean.add(*_mean_of(found[name], axes[name]))
                 waiting.keep(sample, leg.leaving, found)
             shifts |= shifts_for({name: mean.mean for name, mean in means.items()})
-
-
-class _Waiting:
-    """What waits between two legs, sample by sample: in memory up to a limit, else in files."""
-
-    def __init__(self, feeds: Iterable[Feed], limit: int, folder: Path) -> None:
-        self._left, self._folder, self._files = limit, folder, 0
-        self._samples: list[dict[str, Array | Path]] = []
-        for feed in feeds:
-            self._samples.append({})
-            self.keep(len(self._samples) - 1, tuple(feed), feed)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, sample: int, name: str) -> Array:
-        held = self._samples[sample][name]
-        return np.load(held) if isinstance(held, Path) else held
-
-    def keep(self, sample: int, names: Collection[str], new: Mapping[str, Array]) -> None:
-        """Takes in what is new, and lets go of what is not named."""
-        held = self._samples[sample]
-        for name in held.keys() - set(names):
-            gone = held.pop(name)
-            if isinstance(gone, Path):
-                gone.unlink()
-            else:
-                self._left += gone.nbytes
-        for name in names:
-            if name not in held:
-                held[name] = self._put(name, new[name])
-
-    def _put(self, name: str, array: Array) -> Array | Path:
-        if not isinstance(array, np.ndarray):
-            raise StatisticsError(f"value {name!r} is no tensor: it cannot wait between two layers")
-        if array.nbytes <= self._left:
-            self._left -= array.nbytes
-            return array
-        self._files += 1
-        path = self._folder / f"{self._files}.npy"
-        np.save(path, array)
-        return path
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from graphopt.graph.layers import OPERATORS, Layer
 from graphopt.graph.unfold import unfold
 from graphopt.graph.view import operator_of
 from graphopt.passes.prune.line import Line
-from graphopt.passes.prune.shelf import Shelf
 from graphopt.runtime.session import Session, SessionOptions
+from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.product import Product
 

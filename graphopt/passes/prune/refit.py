@@ -23,7 +23,7 @@ from graphopt.graph.view import View
 from graphopt.passes.base import Context
 from graphopt.passes.prune.line import Line, State
 from graphopt.passes.prune.outputs import Output, as_matrix, output_of
-from graphopt.passes.prune.shelf import Shelf
+from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.product import Product
 from graphopt.solve.regression import Moments, regression

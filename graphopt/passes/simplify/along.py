@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
 from graphopt.graph.forms import axes_of, slice_parts
+from graphopt.graph.shapes.dims import Dim
 from graphopt.graph.view import View, attribute, input_of, operator_of
 from graphopt.passes.simplify.views import BINARY, UNARY, perm_of
 
@@ -45,12 +46,16 @@ def _same(node: ir.Node, axis: int, view: View) -> Axes | None:
 
 def _broadcast(node: ir.Node, axis: int, view: View) -> Axes | None:
     """Operands along whose axis there is one element, or that lack it, stay whole."""
-    whole = view.shape(node.outputs[0]) or ()
+    shapes = [shape for value in node.inputs if (shape := view.shape(value)) is not None]
+    if len(shapes) < len(node.inputs) or view.opset < 7:
+        return None
+    return _from_behind(axis, view.shape(node.outputs[0]) or (), shapes)
+
+
+def _from_behind(axis: int, whole: Sequence[Dim], shapes: Sequence[Sequence[Dim]]) -> Axes | None:
+    """Where an axis of a whole lies in operands that are broadcast to it; those without it, or with one element along it, are left out."""
     found = {}
-    for index, value in enumerate(node.inputs):
-        shape = view.shape(value)
-        if shape is None or view.opset < 7:
-            return None
+    for index, shape in enumerate(shapes):
         place = axis - len(whole) + len(shape)
         if place < 0 or (shape[place] == 1 and whole[axis] != 1):
             continue
@@ -83,15 +88,7 @@ def _product(node: ir.Node, axis: int, view: View) -> Axes | None:
         return None
     if axis == len(whole) - 2:
         return {0: len(left) - 2}
-    found = {}
-    for index, shape in enumerate((left, right)):
-        place = axis - len(whole) + len(shape)
-        if place < 0 or (shape[place] == 1 and whole[axis] != 1):
-            continue
-        if shape[place] != whole[axis]:
-            return None
-        found[index] = place
-    return found or None
+    return _from_behind(axis, whole, (left, right))
 
 
 def _gemm(node: ir.Node, axis: int, view: View) -> Axes | None:

@@ -25,6 +25,7 @@ from graphopt.report.html.graph import drawing_of
 from graphopt.report.html.histograms import histograms_of
 from graphopt.report.lineage import Lineage
 from graphopt.report.profile import NodeProfile, Profile, profile_of
+from graphopt.result import ledger_beside
 from graphopt.runtime.session import Feed, SessionOptions
 from graphopt.runtime.trace import trace_shapes
 from graphopt.runtime.trial import runnable_samples
@@ -147,7 +148,7 @@ def _layers(model: ir.Model) -> list[Layer]:
 
 def _run(path: Path) -> dict[str, Any] | None:
     """The figures that the run measured itself, with its proof; None where no ledger stands beside the file."""
-    beside = path.with_name(f"{path.name}.ledger.json")
+    beside = ledger_beside(path)
     if not beside.is_file():
         return None
     content = json.loads(beside.read_text(encoding="utf-8"))

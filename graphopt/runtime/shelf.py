@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from graphopt.errors import StatisticsError
 
 Array = np.ndarray[Any, Any]
 
@@ -35,21 +37,36 @@ class Shelf:
         return len(self._samples)
 
     def __getitem__(self, sample: int) -> dict[str, Array]:
-        return {name: np.load(held) if isinstance(held, Path) else held for name, held in self._samples[sample].items()}
+        return {name: self.read(sample, name) for name in self._samples[sample]}
 
     def __setitem__(self, sample: int, state: Mapping[str, Array]) -> None:
-        """Takes in what is new, lets go of what is not there any more; a name always stands for the same array."""
+        self.keep(sample, state.keys(), state)
+
+    def read(self, sample: int, name: str) -> Array:
+        """One array of a sample."""
+        held = self._samples[sample][name]
+        return np.load(held) if isinstance(held, Path) else held
+
+    def keep(self, sample: int, names: Collection[str], new: Mapping[str, Any]) -> None:
+        """Takes in what is new, lets go of what is not named; a name always stands for the same array.
+
+        Raises:
+            StatisticsError: something that is no tensor would have to wait.
+        """
         held = self._samples[sample]
-        for name in held.keys() - state.keys():
+        for name in held.keys() - set(names):
             gone = held.pop(name)
             if isinstance(gone, Path):
                 gone.unlink()
             else:
                 self._left += gone.nbytes
-        for name in state.keys() - held.keys():
-            held[name] = self._put(state[name])
+        for name in names:
+            if name not in held:
+                held[name] = self._put(name, new[name])
 
-    def _put(self, array: Array) -> Array | Path:
+    def _put(self, name: str, array: Any) -> Array | Path:
+        if not isinstance(array, np.ndarray):
+            raise StatisticsError(f"value {name!r} is no tensor: it cannot wait between two layers")
         if array.nbytes <= self._left:
             self._left -= array.nbytes
             return array
