@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.container import pack, unpack
     from graphopt.driver import optimize
     from graphopt.errors import GraphoptError
     from graphopt.exporter import export
@@ -17,11 +18,27 @@ if TYPE_CHECKING:
     from graphopt.report.compare import compare
     from graphopt.report.inspect import inspect
     from graphopt.result import Result
+    from graphopt.runtime.packed import load_packed
     from graphopt.samples import Samples
 
 __version__ = "0.1.0"
 
-__all__ = ["GraphoptError", "Recipe", "Result", "Samples", "__version__", "compare", "export", "inspect", "load", "optimize", "save"]
+__all__ = [
+    "GraphoptError",
+    "Recipe",
+    "Result",
+    "Samples",
+    "__version__",
+    "compare",
+    "export",
+    "inspect",
+    "load",
+    "load_packed",
+    "optimize",
+    "pack",
+    "save",
+    "unpack",
+]
 
 _HOMES = {
     "GraphoptError": "graphopt.errors",
@@ -32,8 +49,11 @@ _HOMES = {
     "export": "graphopt.exporter",
     "inspect": "graphopt.report.inspect",
     "load": "graphopt.files",
+    "load_packed": "graphopt.runtime.packed",
     "optimize": "graphopt.driver",
+    "pack": "graphopt.container",
     "save": "graphopt.files",
+    "unpack": "graphopt.container",
 }
 
 

@@ -14,6 +14,10 @@ class ModelFileError(GraphoptError, ValueError):
     """A file cannot be read as an ONNX model, or cannot be written."""
 
 
+class ContainerError(GraphoptError, ValueError):
+    """A packed model is no container, is damaged, or holds what no packed model holds."""
+
+
 class InvalidModelError(GraphoptError, ValueError):
     """A model's graph breaks ONNX's rules: a cycle, a duplicate name, a missing value."""
 

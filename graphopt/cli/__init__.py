@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.cli import optimize, models, catalogue  # isort: skip  # noqa: F401, RUF100  # help lists commands in this order
+from graphopt.cli import optimize, models, store, catalogue  # isort: skip  # noqa: F401, RUF100  # help lists commands in this order
 from graphopt.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -68,7 +68,7 @@ def locate(model: ir.Model, path: Path) -> dict[str, DataFile]:
     for slot, tensor in stored_slots(model):
         location = os.fspath(tensor.location)
         if location not in files:
-            files[location] = _find(location, path, slot.name)
+            files[location] = find(location, path, slot.name)
     return files
 
 
@@ -90,10 +90,26 @@ def anchor(model: ir.Model, files: Mapping[str, DataFile]) -> None:
         slot.put(anchored[id(tensor)])
 
 
-def _find(location: str, path: Path, name: str) -> DataFile:
-    where = f"tensor {name!r} of {path} has its data in {location!r}"
+def is_inside(location: str) -> bool:
+    """Whether a location names a place in or below the folder it is relative to, on any system."""
     parts = PurePosixPath(location.replace("\\", "/")).parts
-    if not parts or PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor or ".." in parts:
+    is_anchored = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+    return bool(parts) and not is_anchored and ".." not in parts and "\0" not in location
+
+
+def find(location: str, path: Path, name: str) -> DataFile:
+    """Finds the data file that a tensor refers to, and checks it without reading it; see :func:`locate`.
+
+    Args:
+        location: what the model file says.
+        path: the model file.
+        name: the tensor's name, for the message.
+
+    Raises:
+        ModelFileError: the file is missing, outside the folder or hard-linked.
+    """
+    where = f"tensor {name!r} of {path} has its data in {location!r}"
+    if not is_inside(location):
         raise ModelFileError(f"{where}, which is not a path inside the model's folder; {_REMEDY}")
     found = path.parent / location
     try:

@@ -81,10 +81,10 @@ class Session:
         """
         try:
             if self._wide or any(extension.is_extension(array) for array in feed.values()):
-                return dict(zip(self.output_names, extension.run(_runtime(), self._native, feed), strict=True))
+                return dict(zip(self.output_names, extension.run(onnx_runtime(), self._native, feed), strict=True))
             return dict(zip(self.output_names, self._native.run(None, dict(feed)), strict=True))
         except Exception as error:  # the runtime's exceptions share no narrower base class
-            _refuse("the model does not run", error)
+            refuse("the model does not run", error)
 
 
 def open_session(model: ir.Model | Path, optimizations: Optimizations = "all", options: SessionOptions | None = None) -> Session:
@@ -111,7 +111,7 @@ def native_session_options(optimizations: Optimizations, options: SessionOptions
         SessionError: a library of custom operators cannot be registered.
         RuntimeUnavailableError: ONNX Runtime is not installed.
     """
-    runtime = _runtime()
+    runtime = onnx_runtime()
     native = runtime.SessionOptions()
     native.log_severity_level = _ERRORS_ONLY
     native.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[optimizations])
@@ -122,7 +122,7 @@ def native_session_options(optimizations: Optimizations, options: SessionOptions
         try:
             native.register_custom_ops_library(str(library))
         except Exception as error:  # the runtime's exceptions share no narrower base class
-            _refuse(f"cannot register the custom operators of {library}", error)
+            refuse(f"cannot register the custom operators of {library}", error)
     return native
 
 
@@ -135,7 +135,7 @@ def keep_optimized_graph(native: Any, path: Path) -> None:
 
 def load_session(model: ir.Model | Path, native_options: Any, options: SessionOptions) -> Session:
     """Loads a model with options object `native_options`; see `open_session`."""
-    runtime = _runtime()
+    runtime = onnx_runtime()
     missing = [name for name in options.providers if name not in runtime.get_available_providers()]
     if missing:
         raise RuntimeUnavailableError(
@@ -147,7 +147,7 @@ def load_session(model: ir.Model | Path, native_options: Any, options: SessionOp
     try:
         return Session(runtime.InferenceSession(source, native_options, providers=list(options.providers)), owned)
     except Exception as error:  # the runtime's exceptions share no narrower base class
-        _refuse(f"ONNX Runtime does not load {name}", error)
+        refuse(f"ONNX Runtime does not load {name}", error)
 
 
 @functools.cache
@@ -187,14 +187,19 @@ def _serialize(model: ir.Model, native_options: Any) -> tuple[str | bytes, Any]:
         return serialize.to_bytes(model), None
     parts = serialize.to_parts(model)
     if parts is not None:
-        weights = [_runtime().OrtValue.ortvalue_from_numpy(array) for array in parts.weights.values()]
+        weights = [onnx_runtime().OrtValue.ortvalue_from_numpy(array) for array in parts.weights.values()]
         native_options.add_external_initializers(list(parts.weights), weights)
         return parts.content, (parts.weights, weights)
     folder = serialize.to_folder(model)
     return str(Path(folder.name) / "model.onnx"), folder
 
 
-def _runtime() -> Any:
+def onnx_runtime() -> Any:
+    """The runtime's module.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed.
+    """
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -203,7 +208,12 @@ def _runtime() -> Any:
         ) from error
 
 
-def _refuse(what: str, error: Exception) -> Never:
+def refuse(what: str, error: Exception) -> Never:
+    """Raises what the runtime raised as one line.
+
+    Raises:
+        SessionError: always, but for what is one already or says that memory is short.
+    """
     if isinstance(error, (MemoryError, SessionError)):
         raise error
     raise SessionError(f"{what}: {shorten(str(error))}") from error
