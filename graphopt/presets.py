@@ -61,6 +61,11 @@ def _prune(min_sqnr: float = 0.0, **options: Any) -> Recipe:
     return _after_exact({"prune": budget | options}, min_sqnr=min_sqnr).changed(insist=True)
 
 
+def _low_rank(min_sqnr: float = 0.0, **options: Any) -> Recipe:
+    budget = {} if {"macs", "parameters", "latency", "loss"} & set(options) else {"macs": 0.7}
+    return _after_exact({"factorize": budget | options}, min_sqnr=min_sqnr).changed(insist=True)
+
+
 def _after_exact(*passes: str | dict[str, Any], min_sqnr: float) -> Recipe:
     return _exact().changed(passes=[*_exact().passes, *passes], min_sqnr=min_sqnr)
 
@@ -79,6 +84,17 @@ PRESETS: dict[str, Preset] = {
         "8-bit integers: convolutions and linear layers, recurrent ones, tables; approximate; wants --data for convolutions",
         _int8,
         {"min_sqnr": f"{_MIN_SQNR} (default 10)"},
+    ),
+    "low-rank": Preset(
+        "two layers of low rank in the place of one, within a budget of work, weights, time or loss; approximate; wants --data",
+        _low_rank,
+        {
+            "macs": "share of the multiply-accumulates that may stay (default 0.7 where no other budget is given)",
+            "parameters": "share of the weights that may stay, instead",
+            "latency": "share of the time that may stay, measured on this machine, instead",
+            "loss": "what the outputs may lose, instead: nats a row of logits or probabilities, noise over signal of others",
+            "min_sqnr": f"{_MIN_SQNR} (default 0: the budget decides)",
+        },
     ),
     "prune": Preset(
         "narrower layers within a budget of work, weights or time, refitted on samples; approximate; wants --data",

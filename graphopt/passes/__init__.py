@@ -24,6 +24,7 @@ PASSES: dict[str, str] = {
     "equalize": "graphopt.passes.quantize.equalize:Equalize",
     "prune": "graphopt.passes.prune:Prune",
     "depth": "graphopt.passes.prune.depth:Depth",
+    "factorize": "graphopt.passes.factorize:Factorize",
     "sparsify": "graphopt.passes.prune.sparsity:Sparsify",
     "smooth": "graphopt.passes.quantize.smooth:Smooth",
     "weights": "graphopt.passes.quantize.weights:Weights",

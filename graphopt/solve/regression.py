@@ -66,7 +66,9 @@ class Moments:
         return Moments(self.n, np.zeros_like(self.inputs), np.zeros_like(self.outputs), gram, cross)
 
 
-def regression(fit: Moments, held: Moments, weight: Array, *, affine: bool) -> tuple[Array, Array] | None:
+def regression(
+    fit: Moments, held: Moments, weight: Array, *, affine: bool, project: Callable[[Array, Metric], Array] | None = None
+) -> tuple[Array, Array] | None:
     """The weight and shift that make the wanted outputs best, where they do on positions that were kept out.
 
     The damping is the one that is best there; what inputs do not determine stays as it is. Then all positions are fitted.
@@ -76,25 +78,32 @@ def regression(fit: Moments, held: Moments, weight: Array, *, affine: bool) -> t
         held: moments that were kept out.
         weight: ``[groups, out, K]``, the present one.
         affine: a shift may be added to the outputs; else it is zero.
+        project: brings a weight to the closest one of some kind in a metric; the present one need not be of that kind.
 
     Returns:
-        ``[groups, out, K]`` and ``[groups, out]``, float64; None where the present weight without a shift is no worse.
+        ``[groups, out, K]`` and ``[groups, out]``, float64; None where the present weight without a shift is of the kind and no worse.
     """
+    weight, still = weight.astype(np.float64), np.zeros(weight.shape[:2])
+    present = weight if project is None else project(weight, Metric(fit.plus(held).gram))
+    as_it_was = None if project is None else (present, still)
     if not fit.n or not held.n:
-        return None
-    weight = weight.astype(np.float64)
-    found = {damping: _solution(fit, weight, damping, affine=affine) for damping in DAMPINGS}
+        return as_it_was
+    found = {damping: _solution(fit, weight, damping, affine=affine, project=project) for damping in DAMPINGS}
     errors = {damping: _error(held, *solution) for damping, solution in found.items()}
     best = min(DAMPINGS, key=errors.__getitem__)
-    if not errors[best] < _error(held, weight, np.zeros(weight.shape[:2])):
-        return None
-    return _solution(fit.plus(held), weight, best, affine=affine)
+    if not errors[best] < _error(held, present, still):
+        return as_it_was
+    return _solution(fit.plus(held), weight, best, affine=affine, project=project)
 
 
-def _solution(moments: Moments, weight: Array, damping: float, *, affine: bool) -> tuple[Array, Array]:
+def _solution(
+    moments: Moments, weight: Array, damping: float, *, affine: bool, project: Callable[[Array, Metric], Array] | None
+) -> tuple[Array, Array]:
     used = moments.centred() if affine else moments
     metric = Metric(used.gram, damping)
     found = metric.divided(used.cross + metric.ridge[:, None, None] * weight)
+    if project is not None:
+        found = project(found, metric)
     shift = (moments.outputs - np.einsum("gok,gk->go", found, moments.inputs)) / moments.n
     return found, shift if affine else np.zeros_like(shift)
 

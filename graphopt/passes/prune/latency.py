@@ -70,14 +70,14 @@ def most_work(pass_name: str, latency: float, share_of_time: Callable[[float], f
     """
     left = [share for share in SHARES if not ledger.denies(_key(pass_name, share))]
     if not left:
-        raise LimitError(f"prune: no share of the work takes {latency:.0%} of the time; give a larger share")
+        raise LimitError(f"{pass_name}: no share of the work takes {latency:.0%} of the time; give a larger share")
     if not measures:
         return left[0]
     timed: dict[float, float] = {}
     found, nearest = _first(left, lambda share: _fits(share, share_of_time, latency, timed))
     if found is None:
         raise LimitError(
-            f"prune: the latency cannot be met: {nearest:.0%} of the work takes {timed[nearest]:.0%} of the time; give a larger share"
+            f"{pass_name}: the latency cannot be met: {nearest:.0%} of the work takes {timed[nearest]:.0%} of the time; give a larger share"
         )
     for share in left[: left.index(found)]:
         took = f"takes {timed[share]:.0%} of the time" if share in timed else "would take longer"

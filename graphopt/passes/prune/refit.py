@@ -7,9 +7,10 @@ are all that is needed of the original; and what the stream that a layer adds to
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from graphopt.passes.prune.outputs import Output, as_matrix, output_of
 from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.product import Product
+from graphopt.solve.metric import Metric
 from graphopt.solve.regression import Moments, regression
 
 Array = np.ndarray[Any, Any]
@@ -34,8 +36,14 @@ _HELD_OUT = 4
 """Each fourth sample is kept out of a fit, to judge it."""
 
 
-def refit(model: ir.Model, original: ir.Model, parts: Parts, context: Context) -> int:
-    """Refits all layers from the first that lost inputs on, each on the inputs that the refitted ones before it make.
+Projection = Callable[[Array, Metric], Array]
+"""Brings a weight ``[groups, out, K]`` to the closest one of some kind in a metric."""
+
+
+def refit(
+    model: ir.Model, original: ir.Model, parts: Parts, context: Context, projections: Mapping[str, Projection] = MappingProxyType({})
+) -> int:
+    """Refits all layers from the first that changed on, each on the inputs that the refitted ones before it make.
 
     Where a layer's output is added to a stream, it is fitted to what the stream has lost as well. Every fourth sample is kept out: a
     layer takes the damping that is best there, then fitted to all samples, and stays as it was where none is better.
@@ -45,11 +53,12 @@ def refit(model: ir.Model, original: ir.Model, parts: Parts, context: Context) -
         original: before pruning, with layers of the same names.
         parts: what stays of the weights.
         context: holds the samples, real ones.
+        projections: layers whose weights must be of some kind, by name: they become so.
 
     Returns:
         How many layers were refitted.
     """
-    places = list(_places(model, original, parts))
+    places = list(_places(model, original, parts, projections))
     now, before = prepared(model), prepared(original)
     twins = {layer.name: layer for layer in layers_of(now)}
     stops = [place.layer.name for place in places]
@@ -67,7 +76,8 @@ def refit(model: ir.Model, original: ir.Model, parts: Parts, context: Context) -
                 shelves[1][number] = wanted = lines[1].run(states[1], steps[1], steps[1] + 1)
                 moments[number % _HELD_OUT == _HELD_OUT - 1].add(*place.pair(states[0], states[1], wanted), product)
             at = [steps[0], steps[1] + 1]
-            found = regression(moments[0], moments[1], place.layer.weight(), affine=place.output.shift is not None)
+            projection = projections.get(place.layer.name)
+            found = regression(moments[0], moments[1], place.layer.weight(), affine=place.output.shift is not None, project=projection)
             if found is not None:
                 place.apply(place.layer, *found, names)
                 place.apply(twins[place.layer.name], *found, own_names)
@@ -114,14 +124,14 @@ class _Place:
             self.output.move(layer, shift * layer.scale, names)
 
 
-def _places(model: ir.Model, original: ir.Model, parts: Parts) -> Iterator[_Place]:
-    """The layers from the first that lost inputs on: what comes after it sees other inputs, and makes up for some of what is lost."""
+def _places(model: ir.Model, original: ir.Model, parts: Parts, changed: Collection[str]) -> Iterator[_Place]:
+    """The layers from the first that changes or lost inputs on: what comes after sees other inputs, and makes up for some of the loss."""
     before, view, has_begun = {layer.name: layer for layer in layers_of(original)}, View(model), False
     for layer in layers_of(model):
         old = before.get(layer.name)
         if old is None or layer.groups != old.groups:
             continue  # a depthwise layer that lost channels sums over the same inputs in those that stay
-        has_begun = has_begun or layer.shape[2] != old.shape[2]
+        has_begun = has_begun or layer.shape[2] != old.shape[2] or layer.name in changed
         output = output_of(layer, view) if has_begun and layer.graph is model.graph else None
         if output is not None:
             yield _Place(layer, output, _rows(old, layer, parts.get((layer.name, layer.index), ())))
