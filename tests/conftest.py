@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def run_all() -> Callable[[ir.Model | Path, Mapping[str, np.ndarray[Any, Any]]],
         return {"all": open_session(model, "all").run(feed), "none": open_session(model, "none").run(feed)}
 
     return run
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Headless Chromium; skips the test where it is not installed."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("Chromium with its driver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session.set_window_size(1400, 1000)
+    yield session
+    session.quit()
 
 
 def _folder(variable: str, content: str) -> Path:

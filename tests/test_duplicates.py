@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphopt.graph.structure import verify_structure
 from graphopt.passes.duplicates import Duplicates
 from tests.helpers import assert_rewritten, assert_same_outputs, operators, parse, rewrite
 
@@ -88,3 +90,39 @@ def test_mapped_weights_are_compared_by_content(tmp_path: Path) -> None:
     Duplicates()(mapped)
     assert set(mapped.graph.initializers) == {"u", "v"}
     assert_same_outputs(model, mapped)
+
+
+def tied(*, gathers: bool = True) -> ir.Model:
+    """A table that rows are gathered from, unless it comes through another node, and the same transposed, for a head."""
+    table = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    numbers = [", ".join(map(str, array.reshape(-1).tolist())) for array in (table, table.T)]
+    first = "e = Gather(table, i)" if gathers else "p = Relu(table) e = Gather(p, i)"
+    return parse(
+        f"(int64[n] i) => (float[n,64] y) <float[64,32] table = {{{numbers[0]}}}, float[32,64] head = {{{numbers[1]}}}> "
+        f"{{ {first} t = Tanh(e) y = MatMul(t, head) }}"
+    )
+
+
+def test_transposed_table_is_stored_once() -> None:
+    """The head reads the table, turned; its weight keeps its name, and the outputs stay bit by bit."""
+    before, after = tied(), tied()
+    assert Duplicates()(after).modified
+    verify_structure(after)
+    assert list(after.graph.initializers) == ["table"]
+    assert operators(after) == ["Transpose", "Gather", "Tanh", "MatMul"]
+    assert [value.name for value in after.graph[-1].inputs if value is not None] == ["t", "head"]
+    feed = {"i": np.array([3, 0, 63])}
+    assert_same_outputs(before, after, feed)
+    assert not Duplicates()(after).modified
+
+
+def test_what_is_nearly_transposed_stays() -> None:
+    """One element that differs, or a table that no rows are gathered from: a layer's weight stays a constant."""
+    model = tied()
+    head = model.graph.initializers["head"]
+    assert head.const_value is not None
+    array = head.const_value.numpy().copy()
+    array[-1, -1] += 1e-6
+    head.const_value = ir.tensor(array, name="head")
+    assert not Duplicates()(model).modified
+    assert not Duplicates()(tied(gathers=False)).modified

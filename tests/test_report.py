@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import time
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +17,9 @@ from graphopt.graph.edits import all_nodes
 from graphopt.presets import preset
 from graphopt.report.html.blocks import repeated
 from graphopt.report.html.layout import layered
+from tests.pages import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-
-
-class Page(HTMLParser):
-    """What a page would load, and the data that it holds."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.scripts = 0
-        self.images = 0
-        self._is_content = False
-        self.content: dict[str, Any] = {}
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Counts what could load or run something."""
-        given = dict(attrs)
-        self.scripts += tag == "script"
-        self.images += tag == "img"
-        self._is_content = given.get("id") == "content"
-        self.loads += [value for name, value in attrs if name in ("src", "href") and value and not value.startswith(("#", "data:"))]
-
-    def handle_data(self, data: str) -> None:
-        """Keeps the content."""
-        if self._is_content and data.strip():
-            self.content = json.loads(data)
-            self._is_content = False
 
 
 @pytest.fixture(scope="module")
@@ -137,24 +108,6 @@ def test_repeated_blocks() -> None:
     assert repeated(["x", *block * 4, "y"]) == [range(1, 7), range(7, 13), range(13, 19), range(19, 25)]
     assert repeated(["x", *block * 2, "y"]) == []
     assert repeated(list("ab") * 2) == []
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Headless Chromium; skips the test where it is not installed."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("Chromium with its driver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-sync"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    session.set_window_size(1400, 1000)
-    yield session
-    session.quit()
 
 
 @pytest.mark.browser

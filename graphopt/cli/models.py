@@ -85,6 +85,7 @@ def diff(
     a: Annotated[Path, typer.Argument(help="The first model.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The second model.", show_default=False)],
     data: Data = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="HTML", help="Write both side by side.", show_default=False)] = None,
     threads: Threads = 0,
     custom_ops: CustomOps = None,
     quiet: QuietFlag = False,
@@ -95,9 +96,12 @@ def diff(
     Example: `graphopt diff model.onnx model.opt.onnx --data samples.npz`
     """
     from graphopt.report.diff import diff as difference
+    from graphopt.report.html import write_difference
 
     with progress_of(quiet=quiet or as_json).step(f"diff {a} and {b}"):
         found = difference(a, b, data, options=session_of(threads, custom_ops))
+        if report is not None:
+            write_difference(report, found)
     show(found.to_json() if as_json else found, quiet=quiet)
 
 

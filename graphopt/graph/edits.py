@@ -220,7 +220,7 @@ def name_nodes(model: ir.Model) -> None:
     seen: set[str] = set()
     for node in all_nodes(model):
         if not node.name:
-            node.name = names.fresh(_given_name(node))
+            node.name = names.fresh(given_name(node))
         elif node.name in seen:
             node.name = names.fresh(node.name)
         seen.add(node.name)
@@ -229,10 +229,11 @@ def name_nodes(model: ir.Model) -> None:
 def forget_given_names(model: ir.Model) -> None:
     """Takes away the names that :func:`name_nodes` made up, which would only cost space in a file."""
     for node in all_nodes(model):
-        if node.name == _given_name(node):
+        if node.name == given_name(node):
             node.name = None
 
 
-def _given_name(node: ir.Node) -> str:
+def given_name(node: ir.Node) -> str:
+    """The name that a node without one is given, and that no file spells: operator and first output."""
     first = next((output.name for output in node.outputs if output.name), "")
     return f"{node.op_type}:{first}"

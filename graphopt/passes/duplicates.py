@@ -17,6 +17,7 @@ from graphopt.graph.edits import can_stand_for, remove_node, replace_value
 from graphopt.graph.view import attribute, input_of
 from graphopt.ledger import Key
 from graphopt.passes.base import Pass
+from graphopt.passes.share import share_transposed_tables
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout", "Sampling", "Sample")
@@ -32,7 +33,7 @@ TensorKey = tuple[Kind, bytes]
 
 @dataclass(frozen=True)
 class Duplicates(Pass):
-    """Replaces nodes with the same operator, attributes and inputs by one, and equal initializers by one.
+    """Replaces nodes with the same operator, attributes and inputs by one, equal initializers by one, and transposed tables by one.
 
     Applies to deterministic operators; a subgraph may use what an outer graph has already. Exact. Linear; each weight that has
     the size of another one is read once, in pieces.
@@ -41,13 +42,15 @@ class Duplicates(Pass):
     name: ClassVar[str] = "duplicates"
     steps: ClassVar[dict[str, str]] = {
         "merge-equal-initializers": "Replaces initializers of equal type, shape and bytes with one.",
+        "share-transposed-tables": "Replaces an initializer that is a table of a Gather, transposed, with a Transpose of the table.",
         "merge-equal-nodes": "Replaces nodes with the same operator, attributes and inputs with one.",
     }
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Merges initializers first, so that their users can become equal."""
-        changed = _merge_initializers(model.graph, {}, _candidates(model))
-        return ir.passes.PassResult(model, _merge_nodes(model.graph, {}) or changed)
+        merged = _merge_initializers(model.graph, {}, _candidates(model))
+        shared = share_transposed_tables(model, self.name)
+        return ir.passes.PassResult(model, _merge_nodes(model.graph, {}) or merged or shared)
 
 
 def _merge_nodes(graph: ir.Graph, outer: dict[NodeKey, ir.Node]) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from rich.console import Group
@@ -18,6 +18,7 @@ from graphopt import files
 from graphopt.graph.difference import Alignment, Change, Flow, align, changes_of
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.signature import signature_of
+from graphopt.graph.view import operator_of
 from graphopt.runtime.divergence import divergence
 from graphopt.runtime.fidelity import Fidelity
 from graphopt.runtime.session import SessionOptions
@@ -27,6 +28,8 @@ _MOST_CHANGES = 40
 _MOST_VALUES = 20
 _MOST_NAMES = 3
 _ROUNDING = 1e-5
+_FACTOR_OF_ONE = 1e-3
+"""Factors this close to 1 are errors, not scales."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,34 @@ class Parting:
     Attributes:
         a: its name in the first model.
         b: in the second.
-        maker: operator and name of the node of the first model that makes it; empty for an input.
+        maker: operator and name of the node of the first model that makes it.
         fidelity: over all samples.
+        factor: what the first has to be multiplied by to become the second, within 60 dB; None where no number does, and for outputs
+            of the models, which nothing can scale back.
     """
 
     a: str
     b: str
-    maker: str
+    maker: tuple[str, str]
     fidelity: Fidelity
+    factor: float | None = None
 
     @property
     def parts(self) -> bool:
-        """Whether it differs by more than rounding."""
-        return not self.fidelity.within(_ROUNDING)
+        """Whether it differs by more than rounding, and not only by a factor that the model takes back elsewhere."""
+        return not self.fidelity.within(_ROUNDING) and not self.is_scaled
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether it is a multiple of its counterpart, other than once."""
+        return self.factor is not None and abs(self.factor - 1) > _FACTOR_OF_ONE
+
+
+class Pair(NamedTuple):
+    """Two nodes that correspond: operator and name of the first, operator and name of the second."""
+
+    a: tuple[str, str]
+    b: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class Difference:
     Attributes:
         a, b: their files.
         nodes: how many each has, constants left out.
-        aligned: how many nodes of both correspond.
+        pairs: nodes that correspond, by the place of the first among its model's nodes.
         changes: in the order of the first model's data flow.
         values: those that correspond, in the same order; None where no samples were given.
     """
@@ -66,9 +84,14 @@ class Difference:
     a: Path
     b: Path
     nodes: tuple[int, int]
-    aligned: int
+    pairs: Mapping[int, Pair]
     changes: Sequence[Change]
     values: Sequence[Parting] | None = None
+
+    @property
+    def aligned(self) -> int:
+        """How many nodes of both correspond."""
+        return len(self.pairs)
 
     @property
     def identical(self) -> bool:
@@ -110,16 +133,18 @@ class Difference:
     def _partings(self) -> list[Any]:
         parting = [value for value in self.values or () if value.parts]
         total = len(self.values or ())
+        scales = Counter(f"{value.factor:.4g}" for value in self.values or () if value.is_scaled)
+        scaled = [Text(f"{count} values are the first model's times {factor}") for factor, count in scales.items()]
         if not parting:
-            return [Text(f"all {total} values that correspond agree up to rounding")]
+            return [Text(f"all {total} values that correspond agree up to rounding{', or are scaled' if scaled else ''}"), *scaled]
         table = Table("value", "in the second", "made by", "relative error", "SQNR, dB", box=None, header_style="bold", pad_edge=False)
         for value in parting[:_MOST_VALUES]:
             error = value.fidelity.problem or f"{value.fidelity.relative:.1e}"
             decibels = "" if value.fidelity.problem else f"{value.fidelity.sqnr_db:.1f}"
-            table.add_row(Text(value.a), Text(value.b), Text(value.maker), Text(error), decibels)
+            table.add_row(Text(value.a), Text(value.b), Text(" ".join(value.maker)), Text(error), decibels)
         if len(parting) > _MOST_VALUES:
             table.add_row("…", f"{len(parting) - _MOST_VALUES} more; --json has all", "", "", "")
-        return [Text(f"{len(parting)} of {total} values that correspond differ by more than rounding, first"), table]
+        return [Text(f"{len(parting)} of {total} values that correspond differ by more than rounding, first"), table, *scaled]
 
 
 _COUNTED: Mapping[str, str] = {
@@ -163,7 +188,12 @@ def diff(
         samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(models[0]))
         values = partings_of(alignment, samples, options)
     nodes = len(alignment.a.nodes), len(alignment.b.nodes)
-    return Difference(paths[0], paths[1], nodes, len(alignment.nodes), changes_of(alignment), values)
+    pairs = {
+        place: Pair((operator_of(node), node.name or ""), (operator_of(twin), twin.name or ""))
+        for place, node in enumerate(first.nodes)
+        if (twin := alignment.nodes.get(node)) is not None
+    }
+    return Difference(paths[0], paths[1], nodes, pairs, changes_of(alignment), values)
 
 
 def _named(path: Path) -> ir.Model:
@@ -172,10 +202,21 @@ def _named(path: Path) -> ir.Model:
     return model
 
 
-def partings_of(alignment: Alignment, samples: Samples, options: SessionOptions | None = None) -> list[Parting]:
+def partings_of(
+    alignment: Alignment,
+    samples: Samples,
+    options: SessionOptions | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[Parting]:
     """How far values that correspond are apart, in the order of the first model's nodes.
 
     Values in subgraphs are left out, which nobody can read from outside.
+
+    Args:
+        alignment: of the models.
+        samples: for both.
+        options: how to run.
+        shapes: of the first model's values with the first sample, where they are known.
 
     Raises:
         SessionError: a model does not load, or does not run on the samples.
@@ -183,13 +224,15 @@ def partings_of(alignment: Alignment, samples: Samples, options: SessionOptions 
     order = {value: number for number, value in enumerate(value for node in alignment.a.model.graph for value in node.outputs)}
     inner = {value for node in alignment.b.model.graph for value in node.outputs}
     pairs = sorted(((x, y) for x, y in alignment.values.items() if x in order and y in inner), key=lambda pair: order[pair[0]])
-    measured = divergence(alignment.a.model, alignment.b.model, [(x.name or "", y.name or "") for x, y in pairs], samples, options)
+    measured = divergence(alignment.a.model, alignment.b.model, [(x.name or "", y.name or "") for x, y in pairs], samples, options, shapes)
     found = []
     for value, its in pairs:
         maker = value.producer()
         if value.name in measured:
-            made_by = f"{maker.op_type} {maker.name}" if maker is not None else ""
-            found.append(Parting(value.name or "", its.name or "", made_by, measured[value.name or ""]))
+            made_by = (operator_of(maker), maker.name or "") if maker is not None else ("", "")
+            deviation = measured[value.name or ""]
+            factor = None if value in alignment.a.sinks else deviation.factor
+            found.append(Parting(value.name or "", its.name or "", made_by, deviation.fidelity, factor))
     return found
 
 
@@ -205,4 +248,4 @@ def _nodes(operators: Sequence[str], names: Sequence[str]) -> str:
 def _value_json(value: Parting) -> dict[str, Any]:
     figures = {"relative": value.fidelity.relative, "max_abs": value.fidelity.max_abs, "sqnr_db": value.fidelity.sqnr_db}
     finite = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
-    return {"a": value.a, "b": value.b, "maker": value.maker, "problem": value.fidelity.problem} | finite
+    return {"a": value.a, "b": value.b, "maker": " ".join(value.maker), "problem": value.fidelity.problem, "factor": value.factor} | finite

@@ -24,7 +24,7 @@ from graphopt.runtime.profile import profile
 from graphopt.runtime.roofline import Roofline, measure_roofline
 from graphopt.runtime.session import SessionOptions
 from graphopt.runtime.timing import Load, load_and_memory
-from graphopt.runtime.trace import trace_shapes
+from graphopt.runtime.trace import ShapeTracer
 from graphopt.runtime.trial import runnable_samples
 from graphopt.samples import Samples
 
@@ -186,9 +186,21 @@ def profile_of(
         samples = runnable_samples(model, shapes, options, count=1, path=file)
     else:
         samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
+    return profile_model(file, model, samples, traced_shapes(model, samples, options), options)
+
+
+def traced_shapes(model: ir.Model, samples: Samples, options: SessionOptions | None = None) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of all values of the main graph, for each of the samples that a profile runs."""
+    tracer = ShapeTracer(model, options)
+    return [tracer.run(feed) for feed in islice(samples, _FEEDS)]
+
+
+def profile_model(
+    file: Path, model: ir.Model, samples: Samples, traced: Sequence[Mapping[str, tuple[int, ...]]], options: SessionOptions | None = None
+) -> Profile:
+    """Profiles a model that has been loaded, with a name for each node, and of which the shapes are known; see :func:`profile_of`."""
     feeds = list(islice(samples, _FEEDS))
     executed = attribute(model, profile(file, feeds, options, _SECONDS))
-    traced = [trace_shapes(model, feed, options) for feed in feeds]
     macs = _mean_macs(model, traced)
     sizes = _sizes(model, traced)
     return Profile(
@@ -202,10 +214,12 @@ def profile_of(
 
 
 def _mean_macs(model: ir.Model, traced: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, int]:
+    distinct = [shapes for number, shapes in enumerate(traced) if shapes not in traced[:number]]
     found: dict[str, int] = {}
-    for shapes in traced:
+    for shapes in distinct:
+        share = traced.count(shapes) / len(traced)
         for node in cost_of(model, shapes).nodes:
-            found[node.name] = found.get(node.name, 0) + (node.macs or 0) // len(traced)
+            found[node.name] = found.get(node.name, 0) + round((node.macs or 0) * share)
     return found
 
 

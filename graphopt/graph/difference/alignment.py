@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from graphopt.graph.difference.fingerprints import Detail, Fingerprints, Register
-from graphopt.graph.difference.flow import Flow
+from graphopt.graph.difference.flow import Flow, weights_of
+from graphopt.graph.difference.kin import kin_of
 from graphopt.graph.difference.pairing import Pairing
+from graphopt.graph.difference.values import values_of
 from graphopt.graph.view import operator_of
 
 _DETAILS: tuple[Detail, ...] = ("content", "shape", "operator")
-_TELLING = 16
-"""Elements from which on a constant is unlikely to be the same by chance."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Alignment:
         nodes: nodes of ``a`` and their counterparts in ``b``.
         back: the same the other way round.
         values: values of ``a`` that no constants are, and those of ``b`` that take their place.
+        kin: nodes of both without counterparts that read the same large constant: what became of a layer under another operator.
         equal: tells whether a value of ``a`` and one of ``b`` are computed in the same way from the same inputs.
     """
 
@@ -36,6 +36,7 @@ class Alignment:
     nodes: Mapping[ir.Node, ir.Node]
     back: Mapping[ir.Node, ir.Node]
     values: Mapping[ir.Value, ir.Value]
+    kin: Sequence[tuple[ir.Node, ir.Node]]
     equal: Callable[[ir.Value | None, ir.Value | None], bool]
 
 
@@ -59,12 +60,15 @@ def align(a: Flow, b: Flow) -> Alignment:
     pairing.grow()
     pairing.pair_sequences(lambda node, side: _layer((a, b)[side], node))
     pairing.grow()
+    pairing.grow_across(kin_of(a, b, pairing))
+    kin = list(kin_of(a, b, pairing))
     return Alignment(
         a,
         b,
         pairing.nodes,
         pairing.back,
-        _values(a, b, pairing.nodes, pairing.back),
+        values_of(a, b, pairing, kin),
+        kin,
         lambda x, y: content[0].of_value(x) == content[1].of_value(y),
     )
 
@@ -75,42 +79,11 @@ def _all_around(prints: tuple[Fingerprints, Fingerprints], node: ir.Node, side: 
 
 def _weights(flow: Flow, node: ir.Node) -> Hashable | None:
     """The operator and the large constants of a node; None where it has none."""
-    found = tuple(flow.digest(value) for value, _ in _large(flow, node))
+    found = tuple(flow.digest(value) for value, _ in weights_of(flow, node))
     return (operator_of(node), found) if found else None
 
 
 def _layer(flow: Flow, node: ir.Node) -> Hashable | None:
     """The operator and the shapes of the large constants of a node; None where it has none."""
-    found = tuple(tuple(tensor.shape.numpy()) for _, tensor in _large(flow, node))
+    found = tuple(tuple(tensor.shape.numpy()) for _, tensor in weights_of(flow, node))
     return (operator_of(node), found[0]) if found else None
-
-
-def _large(flow: Flow, node: ir.Node) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
-    for value in flow.inputs[node]:
-        tensor = flow.constant(value)
-        if value is not None and tensor is not None and tensor.size >= _TELLING:
-            yield value, tensor
-
-
-def _values(a: Flow, b: Flow, nodes: Mapping[ir.Node, ir.Node], back: Mapping[ir.Node, ir.Node]) -> dict[ir.Value, ir.Value]:
-    """Values by who reads them, then by who makes them: what a layer puts out may be scaled before it is read in one model only."""
-    votes: dict[tuple[ir.Value, ir.Value], int] = defaultdict(int)
-    twins = {tag: value for value, tag in b.sources.items()}
-    fixed = {value: twins[tag] for value, tag in a.sources.items() if tag in twins}
-    for one, other in nodes.items():
-        for pair in zip(one.outputs, other.outputs, strict=False):
-            votes[pair] += 1
-        for value, its in zip(a.inputs[one], b.inputs[other], strict=False):
-            if value is None or its is None or a.constant(value) is not None or b.constant(its) is not None:
-                continue
-            makers = value.producer(), its.producer()
-            lone = makers[0] not in nodes or makers[1] not in back
-            votes[value, its] += 2 * (lone or (makers[0] is not None and nodes[makers[0]] is makers[1]))
-    for pair in zip(a.outputs, b.outputs, strict=False):
-        votes[pair] += 2
-    found, taken = dict(fixed), set(fixed.values())
-    for (ours, theirs), count in sorted(votes.items(), key=lambda item: -item[1]):  # stable: in order where votes are equal
-        if count and ours not in found and theirs not in taken and ours not in a.sources and theirs not in b.sources:
-            found[ours] = theirs
-            taken.add(theirs)
-    return found

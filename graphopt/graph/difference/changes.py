@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +12,12 @@ import onnx_ir as ir
 
 from graphopt.files.weights import private_map
 from graphopt.graph.difference.alignment import Alignment
-from graphopt.graph.difference.flow import Flow
+from graphopt.graph.difference.flow import Flow, weights_of
 from graphopt.graph.difference.regions import Region, regions_of
 from graphopt.graph.view import operator_of
+
+_FEW = 8
+"""Elements of a constant that are shown instead of counted."""
 
 Kind = Literal["removed", "added", "replaced", "attribute", "weight", "input", "type", "signature"]
 
@@ -31,7 +34,8 @@ class Change:
         operators: theirs: of the first, then of the second model.
         what: the attribute, weight, input or output; empty for nodes.
         detail: before and after, in words.
-        relative: of a weight: the norm of what changed by the norm of what it was; None for anything else.
+        relative: of a weight: the norm of what changed by the norm of what it was, the largest of a replacement; None for anything else.
+        place: where it stands among the first model's nodes; -1 for the signature.
     """
 
     kind: Kind
@@ -41,6 +45,7 @@ class Change:
     what: str = ""
     detail: str = ""
     relative: float | None = None
+    place: float = -1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -58,10 +63,10 @@ def changes_of(alignment: Alignment) -> list[Change]:
     """All differences, those of the models' signatures first, then in the order of the first model's nodes."""
     order: dict[ir.Node, float] = {node: float(number) for number, node in enumerate(alignment.a.nodes)}
     place = {node: order[one] for one, node in alignment.nodes.items()}
-    found = [(_place_of(region, order, place, alignment), _of_region(*region)) for region in regions_of(alignment)]
+    found = [replace(_of_region(alignment, region), place=_place_of(region, order, place, alignment)) for region in regions_of(alignment)]
     for one, other in alignment.nodes.items():
-        found.extend((order[one], change) for change in _of_pair(alignment, one, other))
-    return [*_of_signature(alignment.a, alignment.b), *(change for _, change in sorted(found, key=lambda item: item[0]))]
+        found.extend(replace(change, place=order[one]) for change in _of_pair(alignment, one, other))
+    return [*_of_signature(alignment.a, alignment.b), *sorted(found, key=lambda change: change.place)]
 
 
 def _place_of(region: Region, order: Mapping[ir.Node, float], place: Mapping[ir.Node, float], alignment: Alignment) -> float:
@@ -85,11 +90,37 @@ def _before(node: ir.Node, alignment: Alignment, place: Mapping[ir.Node, float])
     return last + 0.5
 
 
-def _of_region(ours: list[ir.Node], theirs: list[ir.Node]) -> Change:
+def _of_region(alignment: Alignment, region: Region) -> Change:
+    ours, theirs = region
     kind: Kind = "replaced" if ours and theirs else "removed" if ours else "added"
-    names = tuple(tuple(node.name or "" for node in nodes) for nodes in (ours, theirs))
-    operators = tuple(tuple(operator_of(node) for node in nodes) for nodes in (ours, theirs))
-    return Change(kind, names[0], names[1], (operators[0], operators[1]))
+    names = tuple(tuple(node.name or "" for node in nodes) for nodes in region)
+    operators = tuple(tuple(operator_of(node) for node in nodes) for nodes in region)
+    weights = [(value, *_weight_change(before, after)) for value, before, after in _other_weights(alignment, region)]
+    detail = "; ".join(f"{value.name}: {words}" for value, words, _ in weights)
+    relative = max((each for _, _, each in weights if each is not None), default=None)
+    return Change(kind, names[0], names[1], (operators[0], operators[1]), "", detail, relative)
+
+
+def _other_weights(alignment: Alignment, region: Region) -> Iterator[tuple[ir.Value, ir.TensorProtocol, ir.TensorProtocol]]:
+    """Weights of a region that its counterpart does not hold, each with the likest of the same type and shape that is new there."""
+    flows = alignment.a, alignment.b
+    held = [
+        {flow.digest(value): value for node in nodes for value, _ in weights_of(flow, node)}
+        for flow, nodes in zip(flows, region, strict=True)
+    ]
+    gone, new = ([value for digest, value in mine.items() if digest not in other] for mine, other in (held, held[::-1]))
+    for value in gone:
+        tensor = flows[0].constant(value)
+        alike = [each for each in new if tensor is not None and _type_of(flows[1].constant(each)) == _type_of(tensor)]
+        twin = max(alike, key=lambda each: abs(float(flows[0].direction(value) @ flows[1].direction(each))), default=None)
+        after = flows[1].constant(twin)
+        if twin is not None and tensor is not None and after is not None:
+            new.remove(twin)
+            yield value, tensor, after
+
+
+def _type_of(tensor: ir.TensorProtocol | None) -> str:
+    return "" if tensor is None else f"{tensor.dtype.name.lower()}{list(tensor.shape)}"
 
 
 def _of_pair(alignment: Alignment, one: ir.Node, other: ir.Node) -> Iterator[Change]:
@@ -130,7 +161,9 @@ def _moved(alignment: Alignment, value: ir.Value | None, its: ir.Value | None) -
 
 
 def _weight_change(ours: ir.TensorProtocol, theirs: ir.TensorProtocol) -> tuple[str, float | None]:
-    shapes = [f"{tensor.dtype.name.lower()}{list(tensor.shape)}" for tensor in (ours, theirs)]
+    shapes = [_type_of(tensor) for tensor in (ours, theirs)]
+    if max(ours.size, theirs.size) <= _FEW:
+        return " → ".join(f"{shape} {tensor.numpy().tolist()}" for shape, tensor in zip(shapes, (ours, theirs), strict=True)), None
     if shapes[0] != shapes[1]:
         return f"{shapes[0]} → {shapes[1]}", None
     if ours.dtype == ir.DataType.STRING:
@@ -178,7 +211,7 @@ def _of_signature(a: Flow, b: Flow) -> Iterator[Change]:
             before, after = _described(value), _described(its)
             if before != after:
                 yield change(what, before, after)
-    for domain in sorted({*a.model.opset_imports, *b.model.opset_imports}):
+    for domain in sorted(a.domains | b.domains):  # an import that nothing uses is no difference
         opsets = [flow.model.opset_imports.get(domain, "absent") for flow in (a, b)]
         if opsets[0] != opsets[1]:
             yield change(f"opset {domain or 'ai.onnx'}", *opsets)

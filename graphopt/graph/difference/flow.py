@@ -21,6 +21,9 @@ Place = tuple[ir.Node, int]
 _CHOSEN = 2048
 """Elements of a constant that are enough to tell it from others."""
 
+TELLING = 16
+"""Elements from which on a constant is unlikely to be the same by chance."""
+
 _GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 
@@ -38,6 +41,7 @@ class Flow:
         users: where each value is read.
         fed: inputs of the model, in the order by which they are known.
         outputs: of the model, likewise.
+        domains: of its operators.
 
     Args:
         model: see above.
@@ -52,6 +56,7 @@ class Flow:
             [value for value in model.graph.inputs if value.const_value is None], like.fed if like else ()
         )
         self.outputs: Sequence[ir.Value] = _numbered(model.graph.outputs, like.outputs if like else ())
+        self.domains = {"" if node.domain == "ai.onnx" else node.domain for node in self.nodes}
         self.sources: dict[ir.Value, tuple[Any, ...]] = {value: ("input", number) for number, value in enumerate(self.fed)}
         for node in self.nodes:
             for number, body in enumerate(bodies_of(node)):
@@ -106,6 +111,20 @@ def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
             yield found.as_graph()
         elif found.type == ir.AttributeType.GRAPHS:
             yield from found.as_graphs()
+
+
+def weights_of(flow: Flow, node: ir.Node) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """The constants of a node that tell it from others."""
+    for value in flow.inputs[node]:
+        tensor = flow.constant(value)
+        if value is not None and tensor is not None and tensor.size >= TELLING:
+            yield value, tensor
+
+
+def weight_type(flow: Flow, value: ir.Value) -> tuple[object, ...]:
+    """Element type and shape of a constant."""
+    tensor = flow.constant(value)
+    return () if tensor is None else (tensor.dtype, *tensor.shape.numpy())
 
 
 def is_constant_node(node: ir.Node) -> bool:

@@ -6,18 +6,24 @@ import difflib
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from graphopt.graph.difference.flow import Flow
+from graphopt.graph.difference.flow import TELLING, Flow
 from graphopt.graph.view import operator_of
 
 Key = Callable[[ir.Node, int], Hashable | None]
 """Of a node and the number of its model, 0 or 1; None for a node that has no such key."""
 
 _LEAST = 1.0
-"""Likeness below which nodes are not paired."""
+"""Likeness below which neighbours of pairs are not paired."""
+_ACROSS = 2.0
+"""The same for nodes that are not neighbours of a pair."""
+_REACH = 3
+"""Steps across nodes without counterparts."""
+_FEW = 8
+"""Readers of a value that are looked at from afar."""
 
 
 class Pairing:
@@ -83,6 +89,47 @@ class Pairing:
         self._offer(self._at_ends())
         for pair in list(self.nodes.items()):
             self._offer(self._neighbours(*pair))
+        self._take()
+
+    def grow_across(self, kin: Iterable[tuple[ir.Node, ir.Node]]) -> None:
+        """Pairs what lies behind nodes without counterparts, as seen from pairs and from nodes of another operator that are akin."""
+        for one, other in [*self.nodes.items(), *kin]:
+            for after in (True, False):
+                self._offer(self._best(self._beyond(0, one, after), self._beyond(1, other, after)))
+        self._take()
+
+    def are_lone(self, value: ir.Value, its: ir.Value) -> bool:
+        """Whether nodes without counterparts make both of two values."""
+        return self._is_lone(0, value.producer()) and self._is_lone(1, its.producer())
+
+    def _is_lone(self, side: int, node: ir.Node | None) -> bool:
+        return node in self._flows[side].inputs and node not in (self.nodes, self.back)[side]
+
+    def _beyond(self, side: int, node: ir.Node, after: bool) -> list[ir.Node]:
+        """Nodes without counterparts that follow a node, or lead to it, with nothing but such nodes between; at most three steps away."""
+        flow = self._flows[side]
+        found: dict[ir.Node, None] = {}
+        edge = [node]
+        for _ in range(_REACH):
+            if after:
+                near = [user for each in edge for value in each.outputs for user, _ in flow.users.get(value, ())[:_FEW]]
+            else:
+                values = (value for each in edge for value in flow.inputs[each] if value is not None)
+                near = [maker for value in values if (maker := value.producer()) is not None]
+            edge = [each for each in dict.fromkeys(near) if each not in found and self._is_lone(side, each)]
+            found.update(dict.fromkeys(edge))
+        return list(found)
+
+    def _best(self, ours: Sequence[ir.Node], theirs: Sequence[ir.Node]) -> Iterator[tuple[ir.Node, ir.Node]]:
+        """Pairs that are likelier than all others of either node."""
+        pairs = [(self._likeness(x, y), x, y) for x in ours for y in theirs if operator_of(x) == operator_of(y)]
+        for likeness, one, other in pairs:
+            rivals = (each for each, x, y in pairs if (x is one) != (y is other))
+            if likeness >= _ACROSS and likeness > max(rivals, default=0.0):
+                yield one, other
+
+    def _take(self) -> None:
+        """Pairs what was offered, the likeliest first, and offers the neighbours of each new pair."""
         while self._waiting:
             likeness, distance, number, one, other = heapq.heappop(self._waiting)
             if one in self.nodes or other in self.back:
@@ -129,7 +176,7 @@ class Pairing:
             yield from ((user, twin) for twin, at in self._flows[1].users.get(its, ()) if at == position)
 
     def _likeness(self, one: ir.Node, other: ir.Node) -> float:
-        """What speaks for a pair: neighbours that are paired, equal constants and attributes, and last the same name."""
+        """What speaks for a pair: neighbours that are paired, equal constants, attributes and ranks, and last the same name."""
         a, b = self._flows
         score = 0.0
         for value, its in itertools.zip_longest(a.inputs[one], b.inputs[other]):
@@ -138,6 +185,7 @@ class Pairing:
             ours, theirs = a.users.get(value, ()), set(b.users.get(its, ()))
             score += 2 * sum((self.nodes.get(user), position) in theirs for user, position in ours)
             score += 2 * (a.sinks.get(value) is not None and a.sinks.get(value) == b.sinks.get(its))
+            score -= value.shape is not None and its.shape is not None and len(value.shape) != len(its.shape)
         return score + (a.attributes(one) == b.attributes(other)) + 0.5 * (one.name == other.name)
 
     def _same_input(self, value: ir.Value | None, its: ir.Value | None) -> float:
@@ -150,11 +198,29 @@ class Pairing:
         if value in a.sources and its in b.sources:
             return 2.0 * (a.sources[value] == b.sources[its])
         makers = value.producer(), its.producer()
-        if makers[0] in self.nodes:
-            return 2.0 if self.nodes[makers[0]] is makers[1] and value.index() == its.index() else -1.0
-        return -1.0 if makers[1] in self.back else 0.0
+        if makers[0] in self.nodes and self.nodes[makers[0]] is makers[1] and value.index() == its.index():
+            return 2.0
+        if makers[0] in self.nodes or makers[1] in self.back:
+            origins = self._origin(0, value), self._origin(1, its)
+            return 1.0 if origins[0] in self.nodes and self.nodes[origins[0]] is origins[1] else -1.0
+        return 0.0
+
+    def _origin(self, side: int, value: ir.Value) -> ir.Node | None:
+        """Who makes a value, but for nodes of one input that have no counterpart."""
+        node = value.producer()
+        for _ in range(_REACH):
+            if node is None or not self._is_lone(side, node):
+                break
+            flow = self._flows[side]
+            read = [each for each in flow.inputs[node] if each is not None and flow.constant(each) is None]
+            node = next((each.producer() for each in read), None) if len(read) == 1 else None
+        return node
 
     def _similarity(self, value: ir.Value, its: ir.Value) -> float:
-        """1 for equal constants, else up to 1 by the angle between them, whatever they are scaled by."""
+        """1 for equal constants, else up to 1 by the angle between weights, whatever they are scaled by; numbers have no such angle."""
         a, b = self._flows
-        return 1.0 if a.digest(value) == b.digest(its) else abs(float(a.direction(value) @ b.direction(its)))
+        if a.digest(value) == b.digest(its):
+            return 1.0
+        tensor = a.constant(value)
+        is_weight = tensor is not None and tensor.size >= TELLING and tensor.dtype.is_floating_point()
+        return abs(float(a.direction(value) @ b.direction(its))) if is_weight else 0.0

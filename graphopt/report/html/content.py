@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt import __version__, files
 from graphopt.errors import LedgerError
-from graphopt.graph.cost import Cost, cost_of
+from graphopt.graph.cost import Cost, NodeCost, cost_of
 from graphopt.graph.difference import Alignment, Flow, align
 from graphopt.graph.edits import name_nodes
 from graphopt.graph.layers import Layer, layers_of
@@ -24,10 +24,9 @@ from graphopt.report.diff import Parting, partings_of
 from graphopt.report.html.graph import drawing_of
 from graphopt.report.html.histograms import histograms_of
 from graphopt.report.lineage import Lineage
-from graphopt.report.profile import NodeProfile, Profile, profile_of
+from graphopt.report.profile import NodeProfile, Profile, profile_model, traced_shapes
 from graphopt.result import ledger_beside
 from graphopt.runtime.session import Feed, SessionOptions
-from graphopt.runtime.trace import trace_shapes
 from graphopt.runtime.trial import runnable_samples
 from graphopt.samples import Samples
 
@@ -39,6 +38,7 @@ class Side:
     Attributes:
         path: its file.
         model: with a name for each node.
+        shapes: of all its values, at the first sample's sizes.
         profile: where its time goes.
         feed: a sample.
         options: how it runs.
@@ -46,22 +46,26 @@ class Side:
 
     path: Path
     model: ir.Model
+    shapes: Mapping[str, tuple[int, ...]]
     profile: Profile
     feed: Feed
     options: SessionOptions | None
 
     @classmethod
-    def of(cls, path: Path, samples: Samples, options: SessionOptions | None) -> Side:
-        """Loads and profiles a model."""
-        file = files.model_file(path)
-        model = files.load(file)
-        name_nodes(model)
-        return cls(file, model, profile_of(file, samples, options=options), next(iter(samples)), options)
+    def of(cls, file: Path, model: ir.Model, samples: Samples, options: SessionOptions | None) -> Side:
+        """Profiles a model that has been loaded from a file."""
+        traced = traced_shapes(model, samples, options)
+        return cls(file, model, traced[0], profile_model(file, model, samples, traced, options), next(iter(samples)), options)
 
     @cached_property
     def cost(self) -> Cost:
         """Parameters, bytes and work at the first sample's sizes."""
-        return cost_of(self.model, trace_shapes(self.model, self.feed, self.options))
+        return cost_of(self.model, self.shapes)
+
+    @cached_property
+    def costs(self) -> dict[str, NodeCost]:
+        """The same of each node, by name."""
+        return {node.name: node for node in self.cost.nodes}
 
     @cached_property
     def executed(self) -> dict[str, NodeProfile]:
@@ -95,14 +99,16 @@ def content_of(
 ) -> dict[str, Any]:
     """Measures what the page shows; see :func:`graphopt.report.html.write_report`."""
     file = files.model_file(result)
-    first = files.model_file(original) if original is not None else file
-    samples = _samples(first, data, options)
-    after = Side.of(file, samples, options)
-    before = None if original is None else Side.of(first, samples, options)
+    model = _named(file)
+    first, its = (file, model) if original is None else (found := files.model_file(original), _named(found))
+    samples = _samples(first, its, data, options)
+    after = Side.of(file, model, samples, options)
+    before = None if original is None else Side.of(first, its, samples, options)
     lineage = _lineage(file, after.model)
     alignment = None if before is None else _aligned(before.model, after.model)
-    values = [] if alignment is None else partings_of(alignment, samples, options)
+    values = [] if alignment is None or before is None else partings_of(alignment, samples, options, before.shapes)
     base = before or after
+    layers, by_name = _layers(base.model), {value.a: value for value in values}
     return {
         "version": 1,
         "made_by": f"graphopt {__version__}",
@@ -113,19 +119,24 @@ def content_of(
         "passes": _passes(lineage),
         "refused": [{"rewrite": str(drop.key), "reason": drop.reason} for drop in lineage.refused],
         "misses": [{"rule": str(miss.key), "reason": miss.reason} for miss in lineage.misses],
-        "layers": [_layer(layer, base, after if before else None, lineage, values) for layer in _layers(base.model)],
+        "layers": [_layer(layer, base, after if before else None, lineage, by_name) for layer in layers],
         "sizes": {"before": None if before is None else _sizes(before), "after": _sizes(after)},
         "times": {"before": None if before is None else _times(before), "after": _times(after)},
         "errors": [_error(number, value) for number, value in enumerate(values) if not value.fidelity.exact],
-        "histograms": histograms_of(base.model, base.feed, [layer.name for layer in _layers(base.model)], options),
+        "histograms": histograms_of(base.model, base.feed, [layer.name for layer in layers], options),
         "graph": drawing_of(after.model, lineage, {name: _execution(node) for name, node in after.executed.items()}),
     }
 
 
-def _samples(path: Path, data: Any, options: SessionOptions | None) -> Samples:
-    model = files.load(path)
+def _named(file: Path) -> ir.Model:
+    model = files.load(file)
+    name_nodes(model)
+    return model
+
+
+def _samples(file: Path, model: ir.Model, data: Any, options: SessionOptions | None) -> Samples:
     if data is None:
-        return runnable_samples(model, None, options, count=2, path=path)
+        return runnable_samples(model, None, options, count=2, path=file)
     return data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
 
 
@@ -164,15 +175,14 @@ def _passes(lineage: Lineage) -> list[dict[str, Any]]:
     return [{"name": name, "rules": dict(rules[name].most_common()), "refused": refused[name]} for name in names]
 
 
-def _layer(layer: Layer, base: Side, after: Side | None, lineage: Lineage, values: Sequence[Parting]) -> dict[str, Any]:
+def _layer(layer: Layer, base: Side, after: Side | None, lineage: Lineage, values: Mapping[str, Parting]) -> dict[str, Any]:
     steps, became = lineage.fate(layer.name)
-    costs = {node.name: node for node in base.cost.nodes}
     row: dict[str, Any] = {
         "name": layer.name,
         "operator": layer.node.op_type,
         "shape": list(layer.shape),
-        "macs": costs[layer.name].macs,
-        "bytes": costs[layer.name].bytes,
+        "macs": base.costs[layer.name].macs,
+        "bytes": base.costs[layer.name].bytes,
         "milliseconds": base.seconds([layer.name]) * 1e3,
         "kernel": base.executed[layer.name].kernel if layer.name in base.executed else "",
         "passes": list(dict.fromkeys(step.key.pass_name for step in steps)),
@@ -180,13 +190,12 @@ def _layer(layer: Layer, base: Side, after: Side | None, lineage: Lineage, value
     }
     if after is None:
         return row
-    held = {node.name: node for node in after.cost.nodes}
-    kept = [name for name in became if name in held]
+    kept = [name for name in became if name in after.costs]
     slowest = max((after.executed[name] for name in kept if name in after.executed), key=lambda node: node.seconds, default=None)
-    own = next((value for value in values if value.a == layer.node.outputs[0].name), None)
+    own = values.get(layer.node.outputs[0].name or "")
     return row | {
         "became": kept,
-        "bytes_after": sum(held[name].bytes for name in kept),
+        "bytes_after": sum(after.costs[name].bytes for name in kept),
         "milliseconds_after": after.seconds(kept) * 1e3,
         "kernel_after": "" if slowest is None else slowest.kernel,
         "decibels": None if own is None or not math.isfinite(own.fidelity.sqnr_db) else own.fidelity.sqnr_db,
@@ -206,7 +215,7 @@ def _times(side: Side) -> dict[str, float]:
 
 def _error(number: int, value: Parting) -> dict[str, Any]:
     decibels = value.fidelity.sqnr_db
-    return {"number": number, "value": value.a, "maker": value.maker, "decibels": decibels if math.isfinite(decibels) else None}
+    return {"number": number, "value": value.a, "maker": " ".join(value.maker), "decibels": decibels if math.isfinite(decibels) else None}
 
 
 def _execution(node: NodeProfile) -> dict[str, Any]:
