@@ -61,6 +61,10 @@ def _prune(min_sqnr: float = 0.0, **options: Any) -> Recipe:
     return _after_exact({"prune": budget | options}, min_sqnr=min_sqnr).changed(insist=True)
 
 
+def _cluster(min_sqnr: float = 25.0, **options: Any) -> Recipe:
+    return _after_exact({"cluster": options}, min_sqnr=min_sqnr)
+
+
 def _low_rank(min_sqnr: float = 0.0, **options: Any) -> Recipe:
     budget = {} if {"macs", "parameters", "latency", "loss"} & set(options) else {"macs": 0.7}
     return _after_exact({"factorize": budget | options}, min_sqnr=min_sqnr).changed(insist=True)
@@ -84,6 +88,15 @@ PRESETS: dict[str, Preset] = {
         "8-bit integers: convolutions and linear layers, recurrent ones, tables; approximate; wants --data for convolutions",
         _int8,
         {"min_sqnr": f"{_MIN_SQNR} (default 10)"},
+    ),
+    "cluster": Preset(
+        "weights as codes of a few values, an eighth of the bytes at the same speed; approximate; better with data",
+        _cluster,
+        {
+            "centroids": "values of each weight, 2 to 256 (default 16, and 256 where that costs the outputs too much)",
+            "bits": "that a weight is to take once the file is packed, instead; about 3 cost what 16 values do",
+            "min_sqnr": f"{_MIN_SQNR}, unless 256 values are enough (default 25)",
+        },
     ),
     "low-rank": Preset(
         "two layers of low rank in the place of one, within a budget of work, weights, time or loss; approximate; wants --data",

@@ -26,6 +26,7 @@ PASSES: dict[str, str] = {
     "depth": "graphopt.passes.prune.depth:Depth",
     "factorize": "graphopt.passes.factorize:Factorize",
     "sparsify": "graphopt.passes.prune.sparsity:Sparsify",
+    "cluster": "graphopt.passes.cluster:Cluster",
     "smooth": "graphopt.passes.quantize.smooth:Smooth",
     "weights": "graphopt.passes.quantize.weights:Weights",
     "static": "graphopt.passes.quantize.static:Static",

@@ -1,4 +1,4 @@
-"""The column loop with error feedback: what GPTQ, SparseGPT and compensated codebooks share.
+"""Loops over columns, with error feedback or by coordinate descent: what GPTQ, SparseGPT and compensated codebooks share.
 
 Columns are replaced one after another; each is first moved by what the columns before it have left over, so that the error at the
 layer's output stays small (arXiv:2210.17323, 2301.00774; in this form, without an inverse, Babai's nearest plane: arXiv:2507.18553).
@@ -16,6 +16,8 @@ Array = np.ndarray[Any, Any]
 
 BATCH = 128
 """Columns whose compensation by all earlier ones is one matrix product."""
+GRADIENTS = 64
+"""Columns whose gradients come from one matrix product, where each is decided again."""
 
 
 class Projection(Protocol):
@@ -59,6 +61,35 @@ def project_columns(weight: Array, factor: Factor, projection: Projection, step:
                 column += (lower[:, None, position, start:position] @ change[:, start:position])[:, 0]
                 np.subtract(rows[:, position], projection.project(position, column), out=change[:, position])
     return np.swapaxes(rows - change, 1, 2)
+
+
+def descend_columns(target: Array, start: Array, gram: Array, projection: Projection) -> Array:
+    """Projects each column in turn again, given all others as they are now: coordinate descent (arXiv:2309.01885).
+
+    Args:
+        target: ``[groups, out, K]`` float32 or float64.
+        start: the approximation so far, of the same shape and dtype.
+        gram: ``[groups, K, K]``, damped, of the same dtype.
+        projection: what a column becomes, told what is best for it alone; its ``begin`` is not called.
+
+    Returns:
+        ``[groups, out, K]`` in the dtype of the target.
+    """
+    kept = np.ascontiguousarray(np.swapaxes(start, 1, 2))
+    change = np.ascontiguousarray(np.swapaxes(target, 1, 2)) - kept
+    price = np.einsum("gkk->gk", gram)
+    width = kept.shape[1]
+    for first in range(0, width, GRADIENTS):
+        last = min(first + GRADIENTS, width)
+        gradient = gram[:, first:last] @ change
+        for column in range(first, last):
+            wanted = kept[:, column] + gradient[:, column - first] / price[:, column, None]
+            found = projection.project(column, wanted)
+            moved = kept[:, column] - found
+            kept[:, column] = found
+            change[:, column] += moved
+            gradient[:, column - first + 1 :] += gram[:, column, column + 1 : last, None] * moved[:, None]
+    return np.swapaxes(kept, 1, 2)
 
 
 def in_order(weight: Array, order: Array) -> Array:

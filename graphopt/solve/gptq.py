@@ -55,15 +55,20 @@ def _by_activity(target: Array, metric: Metric, scheme: Scheme) -> Quantized:
     energy = np.take_along_axis(factor.energy, np.argsort(order, axis=1), axis=1)
     grid = fit_errors(target, scheme, energy)
     scale, zero_point = (in_order(np.broadcast_to(part, target.shape), order) for part in grid.columns(target.shape[2]))
-    onto = _FixedGrid(target.shape, scale, zero_point, scheme)
+    onto = FixedGrid(target.shape, scale, zero_point, scheme)
     project_columns(in_order(target, order), factor, onto)
     return Quantized(out_of_order(np.swapaxes(onto.codes, 1, 2), order), grid)
 
 
-class _FixedGrid:
-    """Projects columns onto scales known beforehand."""
+class FixedGrid:
+    """Projects columns onto scales known beforehand.
+
+    Attributes:
+        codes: ``[groups, K, out]``, of the columns that were projected.
+    """
 
     def __init__(self, shape: tuple[int, ...], scale: Array, zero_point: Array, scheme: Scheme) -> None:
+        """Takes the scales of single weights: ``[groups, out, K]``, or what broadcasts to it."""
         groups, out, width = shape
         self.codes = np.empty((groups, width, out), scheme.dtype)
         self._scheme = scheme
@@ -120,7 +125,7 @@ def _on_fitted_grid(target: Array, factor: Factor, scheme: Scheme) -> Quantized:
     """GPTQ on a grid with one scale a channel or a tensor."""
     grid = fit_errors(target, scheme, factor.energy)
     scale, zero_point = (np.broadcast_to(part, target.shape) for part in (grid.scale, grid.zero_point))
-    onto = _FixedGrid(target.shape, scale, zero_point, scheme)
+    onto = FixedGrid(target.shape, scale, zero_point, scheme)
     project_columns(target, factor, onto)
     return Quantized(np.ascontiguousarray(np.swapaxes(onto.codes, 1, 2)), grid)
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from graphopt.solve.choice import best_of
-from graphopt.solve.grid import Grid, Quantized, into_blocks, round_steps
+from graphopt.solve.column import descend_columns
+from graphopt.solve.gptq import FixedGrid
+from graphopt.solve.grid import Grid, Quantized, into_blocks
 from graphopt.solve.metric import Metric, working_dtype
 
 Array = np.ndarray[Any, Any]
 
-BATCH = 64
-"""Columns whose gradients come from one matrix product."""
 MEMORY = 1 << 24
 """Numbers that the systems of one solve for scales may hold together."""
 
@@ -45,24 +45,11 @@ def polish(weight: Array, metric: Metric, quantized: Quantized, rounds: int = 2)
 
 def _descend(target: Array, gram: Array, quantized: Quantized) -> Quantized:
     """Each column in turn to the best codes, given all others."""
-    scheme = quantized.grid.scheme
-    width = target.shape[2]
-    scale, zero_point = (_by_column(np.broadcast_to(part, target.shape)) for part in quantized.grid.columns(width))
-    zero_point = zero_point.astype(target.dtype)  # integers of 32 bits would make float64 of everything
-    steps = _by_column(quantized.codes) - zero_point
-    change = _by_column(target) - steps * scale
-    price = np.einsum("gkk->gk", gram)
-    for start in range(0, width, BATCH):
-        stop = min(start + BATCH, width)
-        gradient = gram[:, start:stop] @ change
-        for column in range(start, stop):
-            kept = steps[:, column] * scale[:, column]
-            wanted = kept + gradient[:, column - start] / price[:, column, None]
-            steps[:, column] = round_steps(wanted, scale[:, column], zero_point[:, column], scheme)
-            moved = kept - steps[:, column] * scale[:, column]
-            change[:, column] += moved
-            gradient[:, column - start + 1 :] += gram[:, column, column + 1 : stop, None] * moved[:, None]
-    return Quantized(_by_column(steps + zero_point).astype(scheme.dtype), quantized.grid)
+    grid = quantized.grid
+    scale, zero_point = (np.broadcast_to(part, target.shape) for part in grid.columns(target.shape[2]))
+    onto = FixedGrid(target.shape, scale, zero_point, grid.scheme)
+    descend_columns(target, quantized.weight.astype(target.dtype), gram, onto)
+    return Quantized(np.ascontiguousarray(np.swapaxes(onto.codes, 1, 2)), grid)
 
 
 def _fit_scales(target: Array, gram: Array, quantized: Quantized) -> Quantized:
@@ -104,8 +91,3 @@ def _solve_scales(target: Array, gram: Array, steps: Array, scale: Array, block:
     diagonal *= 1.0 + 1e-9
     solved: Array = np.linalg.solve(matrix, wanted[..., None])[..., 0]
     return solved.astype(np.float32)
-
-
-def _by_column(weight: Array) -> Array:
-    """``[groups, out, K]`` as ``[groups, K, out]`` or the reverse, contiguous."""
-    return np.ascontiguousarray(np.swapaxes(weight, 1, 2))
