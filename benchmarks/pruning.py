@@ -28,10 +28,10 @@ from graphopt.passes.base import Context
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.consumers import Importance, consumers_of
 from graphopt.passes.prune.curves import Candidate, Curve
-from graphopt.passes.prune.line import shapes_of_layers
 from graphopt.passes.prune.plan import Plan
-from graphopt.passes.prune.refit import refit
 from graphopt.passes.prune.workload import Workload
+from graphopt.passes.walk.line import shapes_of_layers
+from graphopt.passes.walk.refit import refit
 from graphopt.presets import preset
 from graphopt.runtime.session import SessionOptions
 from graphopt.runtime.statistics import Request
@@ -80,7 +80,7 @@ class Case:
         shapes = shapes_of_layers(self.model, next(iter(self.context.samples)), self.context.options)
         workload = Workload(self.model, [each.block for each in candidates], shapes)
         if measured:
-            return Plan(candidates, prune.curves(self.model, candidates, workload, self.context), workload)
+            return Plan(candidates, prune.curves(self.model, candidates, shapes, self.context), workload)
         return Plan(candidates, [self._uniform(each, importance) for each in candidates], workload)
 
     def _uniform(self, candidate: Candidate, importance: Importance) -> Curve:

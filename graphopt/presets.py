@@ -65,6 +65,10 @@ def _cluster(min_sqnr: float = 25.0, **options: Any) -> Recipe:
     return _after_exact({"cluster": options}, min_sqnr=min_sqnr)
 
 
+def _deep_compression(ratio: float = 15.0, min_sqnr: float = 0.0) -> Recipe:
+    return _after_exact({"cluster": {"ratio": ratio}}, min_sqnr=min_sqnr).changed(insist=True)
+
+
 def _low_rank(min_sqnr: float = 0.0, **options: Any) -> Recipe:
     budget = {} if {"macs", "parameters", "latency", "loss"} & set(options) else {"macs": 0.7}
     return _after_exact({"factorize": budget | options}, min_sqnr=min_sqnr).changed(insist=True)
@@ -96,6 +100,14 @@ PRESETS: dict[str, Preset] = {
             "centroids": "values of each weight, 2 to 256 (default 16, and 256 where that costs the outputs too much)",
             "bits": "that a weight is to take once the file is packed, instead; about 3 cost what 16 values do",
             "min_sqnr": f"{_MIN_SQNR}, unless 256 values are enough (default 25)",
+        },
+    ),
+    "deep-compression": Preset(
+        "weights as codes that take a given part of the bytes once packed (graphopt pack); approximate; better with data",
+        _deep_compression,
+        {
+            "ratio": "how many times smaller the packed model is to be than the float file (default 15)",
+            "min_sqnr": f"{_MIN_SQNR} (default 0: the ratio decides)",
         },
     ),
     "low-rank": Preset(

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
-from graphopt import files, ledger
-from graphopt.errors import RecipeError
+from graphopt import container, files, ledger
+from graphopt.errors import LimitError, RecipeError
 from graphopt.graph.edits import Builder, Names, name_nodes
 from graphopt.graph.layers import layers_of
 from graphopt.graph.signature import signature_of
@@ -199,6 +199,30 @@ def test_fewer_bits_in_a_packed_file(trained: tuple[ir.Model, Samples, Samples])
     run(rated, Cluster(bits=2.5), seen)
     run(plain, Cluster(centroids=6), seen)
     assert closeness(model, rated, unseen) > closeness(model, plain, unseen)
+
+
+@pytest.mark.parametrize("ratio", [8.0, 12.0])
+def test_a_packed_model_of_a_given_size(trained: tuple[ir.Model, Samples, Samples], ratio: float, tmp_path: Path) -> None:
+    """As many bits as there is room for, and no more."""
+    model, seen, _ = trained
+    small = model.clone()
+    recorder = run(small, Cluster(ratio=ratio), seen)
+    sizes = []
+    for each in (model, small):
+        files.save(each, tmp_path / "model.onnx")
+        sizes.append(container.pack(tmp_path / "model.onnx").packed_bytes if each is small else (tmp_path / "model.onnx").stat().st_size)
+    assert ratio <= sizes[0] / sizes[1] < 1.1 * ratio
+    assert any("bits a weight" in note for note in recorder.notes)
+
+
+def test_what_cannot_be_asked_for(trained: tuple[ir.Model, Samples, Samples]) -> None:
+    """Two wishes at once, a model that would grow, and one that is smaller than its graph."""
+    with pytest.raises(RecipeError, match="one of"):
+        Cluster(bits=2.0, ratio=10.0)
+    with pytest.raises(RecipeError, match="above 1"):
+        Cluster(ratio=1.0)
+    with pytest.raises(LimitError, match="is the nearest"):
+        run(trained[0].clone(), Cluster(ratio=500.0), trained[1])
 
 
 def test_sessions_that_do_not_fold() -> None:

@@ -16,10 +16,10 @@ from graphopt.graph.layers import layers_of
 from graphopt.graph.unfold import unfold
 from graphopt.graph.view import View
 from graphopt.ledger import Recorder, recording
+from graphopt.passes.latency import most_work
 from graphopt.passes.prune.depth import branches_of
-from graphopt.passes.prune.latency import most_work
-from graphopt.passes.prune.line import Line
-from graphopt.passes.prune.outputs import as_matrix, output_of
+from graphopt.passes.walk.line import Line
+from graphopt.passes.walk.outputs import as_matrix, output_of
 from graphopt.runtime.session import SessionOptions, open_session
 from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared

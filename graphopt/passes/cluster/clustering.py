@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt import ledger
-from graphopt.errors import StatisticsError
+from graphopt.errors import RecipeError, StatisticsError
 from graphopt.graph.edits import Names
 from graphopt.graph.layers import Layer, layers_of
 from graphopt.graph.view import View
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.cluster.plan import Plan, with_weights
+from graphopt.passes.cluster.ratio import Per, Trial, within
 from graphopt.passes.cluster.walk import Found, Solver, apart, walk
-from graphopt.passes.prune.outputs import output_of
 from graphopt.passes.quantize.constants import choose, constants_of, folding_limit, reads_folded
+from graphopt.passes.walk.outputs import output_of
 from graphopt.runtime.statistics import Request, states_of
 from graphopt.solve.codebook import MOST, Book, Clustered, cluster
 from graphopt.solve.metric import Metric
@@ -50,7 +51,10 @@ class Cluster(GuidedPass):
         centroids: of each weight, 2 to 256; 2, 4, 6 and 16 fill bytes well. None: 16, and 256 where 16 cost the outputs too much.
         bits: that a weight is to take once the file is packed, instead: codes are then chosen for their error and their entropy together.
             Of as many centroids as that takes, in the file itself a byte each.
-        per: centroids are weights themselves ("tensor"), or relative to a scale of each output "channel" (or row).
+        ratio: how many times smaller than the float file the packed model is to be, instead: as many bits as that leaves, with scales or
+            without, whichever the outputs miss less.
+        per: centroids are weights themselves ("tensor"), or relative to a scale of each output "channel" (or row). None: by channel,
+            or with a ratio what is measured to be better.
         include: globs on the names of constants or of nodes that use them; all where empty.
         exclude: globs on those that stay as they are.
         min_size: elements from which a constant is worth it.
@@ -62,7 +66,8 @@ class Cluster(GuidedPass):
 
     centroids: int | None = None
     bits: float | None = None
-    per: Literal["tensor", "channel"] = "channel"
+    ratio: float | None = None
+    per: Per | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_size: int = 512
@@ -70,9 +75,29 @@ class Cluster(GuidedPass):
     def __post_init__(self) -> None:
         """Checks the numbers."""
         self._book(few=True)
+        if sum(each is not None for each in (self.centroids, self.bits, self.ratio)) > 1:
+            raise RecipeError("cluster: give one of centroids, bits and ratio")
+        if self.ratio is not None and not self.ratio > 1:
+            raise RecipeError(f"cluster: ratio is how many times smaller the packed model is to be, above 1, not {self.ratio:g}")
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Clusters all weights that become smaller, those with the least error first."""
+        if self.ratio is not None:
+            found = self._within(self.ratio, model, context)
+            ledger.note(f"cluster: {found.bits:.2f} bits a weight, per {found.per}")
+            return found.cluster.run(model, replace(context, solved=found.solved))
+        return self._cluster(model, context)
+
+    def _within(self, ratio: float, model: ir.Model, context: Context) -> Trial:
+        """The pass for a ratio, found once for all attempts."""
+        key = (self, _state(model))
+        if key not in context.solved:
+            pers: tuple[Per, ...] = ("channel", "tensor") if self.per is None else (self.per,)
+            context.solved[key] = within(ratio, pers, lambda bits, per: replace(self, ratio=None, bits=bits, per=per), model, context)
+        found: Trial = context.solved[key]
+        return found
+
+    def _cluster(self, model: ir.Model, context: Context) -> bool:
         plans = self._plans(model, folding_limit(context.options))
         found = self._solved(model, plans, context)
         together: dict[ledger.Key, list[Plan]] = {}
@@ -108,11 +133,12 @@ class Cluster(GuidedPass):
 
     def _book(self, *, few: bool) -> Book:
         """The codebook of a weight; few centroids or many where no option says how many."""
+        per = self.per or "channel"
         if self.centroids is not None:
-            return Book(self.centroids, self.per, self.bits)
+            return Book(self.centroids, per)
         if self.bits is not None:
-            return Book(min(MOST, math.ceil(_SPARE * 2**self.bits)), self.per, self.bits)
-        return Book(_FEW if few else MOST, self.per)
+            return Book(min(MOST, math.ceil(_SPARE * 2**self.bits)), per, self.bits)
+        return Book(_FEW if few else MOST, per)
 
     def _solved(self, model: ir.Model, plans: Sequence[Plan], context: Context) -> Mapping[str, Found]:
         """What constants become, by name.

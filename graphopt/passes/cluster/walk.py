@@ -6,10 +6,8 @@ stream has lost as well. What its means still miss is added to its bias.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,8 @@ from graphopt.graph.edits import Names
 from graphopt.graph.layers import Layer, layers_of
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
-from graphopt.passes.prune.line import Line, State
-from graphopt.passes.prune.outputs import Output, as_matrix, output_of
-from graphopt.runtime.shelf import Shelf
+from graphopt.passes.walk.outputs import Output, output_of
+from graphopt.passes.walk.stops import HELD_OUT, Sample, stops
 from graphopt.runtime.statistics import LayerStatistics
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.columns import Columns
@@ -32,9 +29,6 @@ from graphopt.solve.metric import Metric
 from graphopt.solve.regression import Moments, regression
 
 Array = np.ndarray[Any, Any]
-
-_HELD_OUT = 4
-"""Each fourth sample is kept out of a fit, to judge it; with fewer samples the last fourth of each one's positions."""
 
 _DAMPING = 0.03
 """Of the metric: more than a grid needs, since a few centroids leave errors that lean harder on each other."""
@@ -71,33 +65,20 @@ def walk(model: ir.Model, original: ir.Model, layers: Sequence[Layer], solve: So
     Yields:
         The name of each layer, and what became of it.
     """
-    view, now, before = View(model), prepared(model), prepared(original)
-    twins, elders = ({layer.name: layer for layer in layers_of(each)} for each in (now, before))
-    names, stops = Names(now), [layer.name for layer in layers]
-    lines = Line(now, stops, context.options), Line(before, stops, context.options)
-    product = Product(context.options)
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        shelves = [Shelf(context.samples, Path(folder) / side) for side in ("now", "before")]
-        at = [0, 0]
-        for layer in sorted(layers, key=lambda layer: lines[0].steps[layer.name]):
-            output = output_of(layer, view)
-            assert output is not None, "it was asked for"
-            place = _Place(layer, output, len(shelves[0]))
-            steps = [line.steps[layer.name] for line in lines]
-            for number in range(len(shelves[0])):
-                states = [line.run(shelf[number], first, step) for line, shelf, first, step in zip(lines, shelves, at, steps, strict=True)]
-                shelves[0][number] = states[0]
-                shelves[1][number] = wanted = lines[1].run(states[1], steps[1], steps[1] + 1)
-                place.take(number, states[0], states[1], wanted, product)
-            at = [steps[0], steps[1] + 1]
-            for line in lines:
-                line.forget()  # nothing goes back
-            found = place.solved(elders[layer.name].weight(), solve)
-            twin = twins[layer.name]
-            twin.assign(found.weight.weight, names)
-            if found.shift is not None:
-                output.move(twin, found.shift, names)
-            yield layer.name, found
+    view, now = View(model), prepared(model)
+    twins, elders = ({layer.name: layer for layer in layers_of(each)} for each in (now, original))
+    names, product, own = Names(now), Product(context.options), {layer.name: layer for layer in layers}
+    for name, samples in stops(now, prepared(original), own, context):
+        output = output_of(own[name], view)
+        assert output is not None, "it was asked for"
+        place = _Place(own[name], output, len(context.samples))
+        for number, sample in enumerate(samples):
+            place.take(number, sample, product)
+        found = place.solved(elders[name].weight(), solve)
+        twins[name].assign(found.weight.weight, names)
+        if found.shift is not None:
+            output.move(twins[name], found.shift, names)
+        yield name, found
 
 
 class _Place:
@@ -114,41 +95,26 @@ class _Place:
         self._columns, self._positions = Columns(layer), Positions(samples)
         self._fit, self._held = Moments.empty(*layer.shape), Moments.empty(*layer.shape)
 
-    def take(self, number: int, now: State, before: State, wanted: State, product: Product) -> None:
-        """Takes in a sample.
+    def take(self, number: int, sample: Sample, product: Product) -> None:
+        """Takes in a sample; where there are few, the last fourth of each one's positions is kept out of the fit.
 
         Args:
             number: of the sample.
-            now: of the clustered model, before the layer.
-            before: of the original, before the layer.
-            wanted: of the original, after it.
+            sample: the sample.
             product: multiplies.
         """
         layer = self._layer
-        array = now[layer.input.name or ""]
+        array = sample.now[layer.input.name or ""]
         self._positions.begin(number)
         drawn = self._positions.drawn(self._columns.count(array), layer.shape[2])
-        x, t = self._columns.at(array, drawn), self._target(now, before, wanted)[:, :, drawn]
+        x, t = self._columns.at(array, drawn), sample.target(layer, self._output)[:, :, drawn]
         t = np.ascontiguousarray(t, np.float32)
-        if self._samples >= _HELD_OUT:
-            (self._held if number % _HELD_OUT == _HELD_OUT - 1 else self._fit).add(x, t, product)
+        if self._samples >= HELD_OUT:
+            (self._held if number % HELD_OUT == HELD_OUT - 1 else self._fit).add(x, t, product)
         else:
-            cut = drawn.size * (_HELD_OUT - 1) // _HELD_OUT
+            cut = drawn.size * (HELD_OUT - 1) // HELD_OUT
             for moments, part in ((self._fit, slice(None, cut)), (self._held, slice(cut, None))):
                 moments.add(np.ascontiguousarray(x[:, :, part]), np.ascontiguousarray(t[:, :, part]), product)
-
-    def _target(self, now: State, before: State, wanted: State) -> Array:
-        """The outputs wanted of the weight alone, ``[groups, out, positions]``."""
-        layer = self._layer
-        expected = wanted[layer.node.outputs[0].name or ""]
-        target = as_matrix(layer, expected, None)
-        for stream in self._output.streams:
-            if stream not in now or stream not in before or before[stream].shape != expected.shape:
-                continue  # it is made later, or broadcast
-            target = target + (as_matrix(layer, before[stream], None) - as_matrix(layer, now[stream], None))
-        inside = self._output.bias(layer)[:, :, None].astype(target.dtype)
-        matrix: Array = (target - inside) / np.asarray(layer.scale, target.dtype)
-        return matrix
 
     def solved(self, weight: Array, solve: Solver) -> Found:
         """The codes.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.passes.factorize.forms import Cost, Form
-from graphopt.passes.prune.damage import Damage
+from graphopt.passes.walk.damage import Damage
 from graphopt.solve.metric import Metric
 
 Array = np.ndarray[Any, Any]

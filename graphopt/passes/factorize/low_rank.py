@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ from graphopt.passes.factorize.curves import Curve, curve_of, measured_ranks
 from graphopt.passes.factorize.forms import Cost, Form, Shapes, form_of
 from graphopt.passes.factorize.plan import Plan, Ranks
 from graphopt.passes.factorize.races import slower
-from graphopt.passes.prune.damage import Damage, Feed
-from graphopt.passes.prune.latency import Stopwatch, most_work
-from graphopt.passes.prune.line import shapes_of_layers
-from graphopt.passes.prune.outputs import output_of
-from graphopt.passes.prune.refit import refit
+from graphopt.passes.latency import Stopwatch, most_work
+from graphopt.passes.walk.damage import Damage, Feed, samples_for
+from graphopt.passes.walk.line import shapes_of_layers
+from graphopt.passes.walk.outputs import output_of
+from graphopt.passes.walk.refit import refit
 from graphopt.runtime.statistics import states_of
 from graphopt.solve.metric import Metric
 
@@ -36,8 +35,6 @@ _MEANS = {
     **dict.fromkeys(("macs", "parameters", "latency"), "the share that may stay, between 0 and 1"),
     "loss": "what the outputs may lose, above 0",
 }
-_WORK = 2.5e12
-"""Multiply-accumulates that measuring the damage of all layers may take, about 90 seconds of one core: it decides how many samples."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +112,16 @@ class Factorize(GuidedPass):
         states = states_of(model)
         key = ("factorize", tuple(states[f"layer:{form.layer.name}"] for form in forms))
         if key not in context.solved:
-            context.solved[key] = {curve.form.layer.name: curve for curve in self.curves(model, forms, context)}
+            context.solved[key] = {curve.form.layer.name: curve for curve in self.curves(model, forms, shapes, context)}
         known: dict[str, Curve] = context.solved[key]
         return [Curve(form, known[form.layer.name].ranks, known[form.layer.name].damage) for form in forms]
 
-    def curves(self, model: ir.Model, forms: Sequence[Form], context: Context) -> list[Curve]:
+    def curves(self, model: ir.Model, forms: Sequence[Form], shapes: Shapes, context: Context) -> list[Curve]:
         """What each layer costs the outputs, measured on as many samples as there is work allowed for."""
-        runs = Counter({form.layer.name: len(measured_ranks(form)) for form in forms})
-        work = remaining = float(sum(form.macs for form in forms))
-        for form in forms:
-            work += remaining * runs[form.layer.name]
-            remaining -= form.macs
-        few = max(1, int(_WORK // max(work, 1.0)))
+        variants = {form.layer.name: len(measured_ranks(form)) for form in forms}
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-            damage = Damage(model, set(runs), context.samples, few, context.options, Path(folder))
+            few = max(1, samples_for(model, variants, shapes))
+            damage = Damage(model, variants, context.samples, few, context.options, Path(folder))
             return [curve_of(form, damage, is_real=not context.samples.is_synthetic) for form in forms]
 
     def _denied(self, curve: Curve) -> list[int]:

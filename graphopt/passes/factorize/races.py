@@ -9,7 +9,7 @@ from graphopt.graph.edits import Names
 from graphopt.graph.layers import Layer
 from graphopt.passes.base import Context
 from graphopt.passes.factorize.forms import Form, Shapes
-from graphopt.passes.quantize.racing import remembered, seconds_of
+from graphopt.passes.racing import remembered, seconds_of
 
 _FASTER = 0.98
 """Two layers have to take this share of the time of one: the rest is noise."""

@@ -16,20 +16,18 @@ from graphopt import ledger
 from graphopt.errors import LimitError, RecipeError
 from graphopt.graph.units import Block, Couplings, couplings_of, remove
 from graphopt.passes.base import Context, GuidedPass, Role
+from graphopt.passes.latency import Stopwatch, most_work
 from graphopt.passes.prune.consumers import Importance, uses_of
-from graphopt.passes.prune.curves import Candidate, Curve, curve_of
-from graphopt.passes.prune.damage import Damage, Feed
-from graphopt.passes.prune.latency import Stopwatch, most_work
-from graphopt.passes.prune.line import shapes_of_layers
+from graphopt.passes.prune.curves import FEWER, MEASURED, Candidate, Curve, curve_of
 from graphopt.passes.prune.plan import Plan
-from graphopt.passes.prune.refit import refit
 from graphopt.passes.prune.workload import Workload
+from graphopt.passes.walk.damage import Damage, Feed, samples_for
+from graphopt.passes.walk.line import shapes_of_layers
+from graphopt.passes.walk.refit import refit
 from graphopt.runtime.statistics import states_of
 
 _LIKED = 16
 """Channels that convolutions of the CPU take together."""
-_WORK = 2.5e12
-"""Multiply-accumulates that measuring the damage of all blocks may take, about 90 seconds of one core: it decides how many samples."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +133,27 @@ class Prune(GuidedPass):
         states = states_of(model)
         key = (self, tuple(states[f"layer:{use.layer.name}"] for each in candidates for use in each.uses))
         if key not in context.solved:
-            workload = Workload(model, [each.block for each in candidates], shapes)
-            context.solved[key] = self.curves(model, candidates, workload, context)
+            context.solved[key] = self.curves(model, candidates, shapes, context)
         found: list[Curve] = context.solved[key]
         return found
 
-    def curves(self, model: ir.Model, candidates: Sequence[Candidate], workload: Workload, context: Context) -> list[Curve]:
+    def curves(
+        self, model: ir.Model, candidates: Sequence[Candidate], shapes: Mapping[str, tuple[int, ...]], context: Context
+    ) -> list[Curve]:
         """What each candidate costs the outputs, measured on as many samples as there is work allowed for."""
-        layers = {use.layer.name for each in candidates for use in each.uses}
-        runs: Counter[str] = Counter()
-        for each in candidates:
-            runs[each.uses[0].layer.name] += len(each.measured)
-        few = max(1, int(_WORK // max(workload.runs(runs), 1.0)))
+        measured = [each.near(MEASURED) for each in candidates]
+        few = samples_for(model, _variants(candidates, measured), shapes)
+        if not few:
+            measured = [each.near(FEWER) for each in candidates]
+            few = max(1, samples_for(model, _variants(candidates, measured), shapes))
         found: dict[int, Curve] = {}
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            layers = {use.layer.name for each in candidates for use in each.uses}
             damage = Damage(model, layers, context.samples, few, context.options, Path(folder))
             order = sorted(range(len(candidates)), key=lambda number: min(damage.step(use.layer.name) for use in candidates[number].uses))
             for number in order:
-                found[number] = curve_of(candidates[number], self.importance, damage, is_real=not context.samples.is_synthetic)
+                is_real = not context.samples.is_synthetic
+                found[number] = curve_of(candidates[number], measured[number], self.importance, damage, is_real=is_real)
         return [found[number] for number in range(len(candidates))]
 
     def _hint(self, denied: int, context: Context) -> str:
@@ -187,6 +188,14 @@ class Prune(GuidedPass):
         found = plan.widths(plan.workload.macs, share)
         assert found is not None, "it was timed"
         return found
+
+
+def _variants(candidates: Sequence[Candidate], measured: Sequence[Sequence[int]]) -> Counter[str]:
+    """How many variants begin at which layer."""
+    variants: Counter[str] = Counter()
+    for each, widths in zip(candidates, measured, strict=True):
+        variants[each.uses[0].layer.name] += len(widths)
+    return variants
 
 
 def _matches(block: Block, pattern: str) -> bool:

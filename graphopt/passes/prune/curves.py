@@ -13,13 +13,15 @@ import numpy as np
 from graphopt.graph.units import Block
 from graphopt.graph.view import operator_of
 from graphopt.passes.prune.consumers import Importance, Use, consumers_of, put_back
-from graphopt.passes.prune.damage import Damage
-from graphopt.solve.surgeon import removals
+from graphopt.passes.walk.damage import Damage
+from graphopt.solve.surgeon import Consumer, removals
 
 Array = np.ndarray[Any, Any]
 
-_MEASURED = (0.8, 0.6, 0.4, 0.25)
+MEASURED = (0.8, 0.6, 0.4, 0.25)
 """Shares of a block's width at which its damage is measured."""
+FEWER = (0.6, 0.25)
+"""Those of a model so large that not even one sample can be run at all of them."""
 _LEVELS = 32
 """Widths to choose from, about."""
 _NARROWEST = 0.2
@@ -57,11 +59,10 @@ class Candidate:
         least = unit * max(1, round(_NARROWEST * count / unit))
         return [count, *(width for width in range(count // step * step, 0, -step) if least <= width < count)]
 
-    @property
-    def measured(self) -> list[int]:
-        """The widths at which the damage is measured."""
+    def near(self, shares: Sequence[float]) -> list[int]:
+        """The narrower widths closest to some shares of the whole one, falling."""
         narrower = self.widths[1:]
-        return sorted({min(narrower, key=lambda width: abs(width - share * self.block.count)) for share in _MEASURED if narrower})[::-1]
+        return sorted({min(narrower, key=lambda width: abs(width - share * self.block.count)) for share in shares if narrower})[::-1]
 
 
 @dataclass(frozen=True)
@@ -77,28 +78,33 @@ class Curve:
     order: tuple[int, ...]
 
 
-def curve_of(candidate: Candidate, importance: Importance, damage: Damage, *, is_real: bool) -> Curve:
+def curve_of(candidate: Candidate, measured: Sequence[int], importance: Importance, damage: Damage, *, is_real: bool) -> Curve:
     """Measures the damage at a few widths; between them it follows the error at the consumers.
 
     Args:
         candidate: a block, none whose first use comes before that of one measured earlier.
+        measured: the widths.
         importance: by what components are chosen.
         damage: measures.
         is_real: the samples tell what reaches layers in use; made-up ones do not.
     """
-    wanted, count = candidate.measured, candidate.block.count
-    errors, measured = {count: 0.0}, {count: 0.0}
+    count = candidate.block.count
+    errors, found = {count: 0.0}, {count: 0.0}
     order: tuple[int, ...] = ()
     damage.go_to([use.layer.name for use in candidate.uses])
-    known = {use.layer.name: damage.gram(use.layer) for use in candidate.uses} if is_real else {}
-    for removal in removals(consumers_of(candidate.uses, known, importance), wanted):
+    for removal in removals(_consumers(candidate, importance, damage, is_real=is_real), measured):
         width = count - len(removal.gone)
         order, errors[width] = removal.gone, removal.damage
-        if width in wanted:
-            measured[width] = damage.of({layer.name: weight for layer, weight in put_back(candidate.uses, removal.weights)})
+        if width in measured:
+            found[width] = damage.of({layer.name: weight for layer, weight in put_back(candidate.uses, removal.weights)})
         if width <= candidate.widths[-1]:
             break
-    return Curve(_between(candidate.widths, errors, measured), order)
+    return Curve(_between(candidate.widths, errors, found), order)
+
+
+def _consumers(candidate: Candidate, importance: Importance, damage: Damage, *, is_real: bool) -> list[Consumer]:
+    known = {use.layer.name: damage.gram(use.layer) for use in candidate.uses} if is_real else {}
+    return consumers_of(candidate.uses, known, importance)
 
 
 def _between(widths: Sequence[int], errors: Mapping[int, float], measured: Mapping[int, float]) -> list[float]:

@@ -53,21 +53,11 @@ class Workload:
                 length = value.shape[site.axis] if value is not None and value.shape is not None else 0
                 if isinstance(length, int) and length:
                     on[site.node, site.index][site.axis].append((number, places.shape[1] / length))
-        self._shares, self._names = [], list[str]()
+        self._shares = []
         for layer in layers_of(model):
-            self._names.append(layer.name)
             found = on.get((layer.node, layer.index), {})
             macs = macs_of(layer.node, lambda value: shapes.get(value.name or "")) or 0
             self._shares.append(Share(macs, layer.size, tuple(tuple(axis) for axis in found.values())))
-
-    def runs(self, starts: Mapping[str, int]) -> float:
-        """Multiply-accumulates of running the model from some layers on, each so many times."""
-        total = sum(share.macs for share in self._shares)
-        work = float(total)
-        for name, share in zip(self._names, self._shares, strict=True):
-            work += total * starts.get(name, 0)
-            total -= share.macs
-        return work
 
     def macs(self, widths: Sequence[int]) -> float:
         """Multiply-accumulates of all layers, at these numbers of components."""

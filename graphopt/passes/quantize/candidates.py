@@ -14,7 +14,7 @@ from graphopt.errors import SessionError
 from graphopt.graph.edits import Builder, Names
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.linear import Form, Place
-from graphopt.passes.quantize.racing import seconds_of
+from graphopt.passes.racing import seconds_of
 from graphopt.runtime.trace import trace_shapes
 from graphopt.solve.grid import fit_extremes, round_to_nearest
 

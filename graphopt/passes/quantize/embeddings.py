@@ -14,9 +14,9 @@ from graphopt.graph.edits import Builder, Names
 from graphopt.graph.view import View
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.constants import choose, constants_of
-from graphopt.passes.quantize.racing import remembered, seconds_of
 from graphopt.passes.quantize.replacing import take_place
 from graphopt.passes.quantize.tables import Table, tables_of
+from graphopt.passes.racing import remembered, seconds_of
 from graphopt.solve.gptq import gptq
 from graphopt.solve.grid import Quantized, Scheme, fit_extremes, round_to_nearest
 from graphopt.solve.metric import Metric

@@ -14,8 +14,8 @@ from graphopt.graph.edits import Builder, Names, all_nodes
 from graphopt.graph.view import View, attribute, operator_of
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.constants import choose, constants_of
-from graphopt.passes.quantize.racing import remembered, seconds_of
 from graphopt.passes.quantize.replacing import take_place
+from graphopt.passes.racing import remembered, seconds_of
 from graphopt.solve.gptq import gptq
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.solve.metric import Metric

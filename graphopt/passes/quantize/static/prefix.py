@@ -18,8 +18,8 @@ from graphopt import ledger
 from graphopt.errors import SessionError
 from graphopt.graph.signature import signature_of
 from graphopt.passes.base import Context
-from graphopt.passes.quantize.racing import remembered, seconds_of
 from graphopt.passes.quantize.static.closeness import decibels
+from graphopt.passes.racing import remembered, seconds_of
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]

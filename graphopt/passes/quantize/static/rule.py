@@ -10,9 +10,9 @@ import onnx_ir as ir
 from graphopt import ledger
 from graphopt.errors import SessionError
 from graphopt.passes.base import Context
-from graphopt.passes.quantize.racing import remembered
 from graphopt.passes.quantize.static.closeness import decibels
 from graphopt.passes.quantize.static.scales import Rule
+from graphopt.passes.racing import remembered
 
 TRIED: tuple[Rule, ...] = ("mse", "percentile")
 """In order of preference."""

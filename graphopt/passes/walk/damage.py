@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import scipy.special
 
-from graphopt.graph.layers import OPERATORS, Layer
+from graphopt.graph.layers import OPERATORS, Layer, layers_of
+from graphopt.graph.macs import macs_of
 from graphopt.graph.unfold import unfold
 from graphopt.graph.view import operator_of
-from graphopt.passes.prune.line import Line
+from graphopt.passes.walk.line import Line
 from graphopt.runtime.session import Session, SessionOptions
 from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
@@ -23,6 +24,10 @@ Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Kind = Literal["logits", "probabilities", "values"]
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+WORK = 2.5e12
+"""Multiply-accumulates that all variants may take, about 90 seconds of one core: it decides how many samples."""
 _VIEWS = frozenset({"Add", "Cast", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
@@ -62,11 +67,12 @@ class Damage:
         for number in range(len(self._shelf)):
             self._shelf[number] = self._line.run(self._shelf[number], self._at, first)
         self._at = first
+        self._line.forget(first)
 
     def gram(self, layer: Layer) -> Array:
-        """What reaches a layer, of all samples: ``X X^T [groups, K, K]`` float64."""
+        """What reaches a layer, of all samples: ``X X^T [groups, K, K]`` float32."""
         groups, _, width = layer.shape
-        total = np.zeros((groups, width, width))
+        total = np.zeros((groups, width, width), np.float32)
         for number in range(len(self._shelf)):
             x = unfold(layer, self._line.run(self._shelf[number], self._at, self.step(layer.name))[layer.input.name or ""])
             x = np.ascontiguousarray(x, np.float32)
@@ -93,6 +99,33 @@ class Damage:
             state = self._line.run(state, at, at + 1, instead)
             at += 1
         return self._line.run(state, at, len(self._line))
+
+
+def differences(model: ir.Model, expected: Feed, found: Feed) -> float:
+    """How far the outputs of a variant of a model are from its own, all of them together.
+
+    Args:
+        model: says what the outputs are.
+        expected: its outputs by name.
+        found: the variant's.
+    """
+    return sum(difference(_kind(value), expected[value.name or ""], found[value.name or ""]) for value in model.graph.outputs)
+
+
+def samples_for(model: ir.Model, variants: Mapping[str, int], shapes: Shapes) -> int:
+    """How many samples can be run by all variants within :data:`WORK`.
+
+    Args:
+        model: the original, which is run too.
+        variants: names of layers, and how many variants begin there.
+        shapes: of values, by name, on one sample.
+    """
+    costs = {layer.name: macs_of(layer.node, lambda value: shapes.get(value.name or "")) or 0 for layer in layers_of(model)}
+    work = left = float(sum(costs.values()))
+    for name, cost in costs.items():
+        work += left * variants.get(name, 0)
+        left -= cost
+    return int(WORK // max(work, 1.0))
 
 
 def _kind(value: ir.Value) -> Kind:

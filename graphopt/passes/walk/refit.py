@@ -6,10 +6,8 @@ are all that is needed of the original; and what the stream that a layer adds to
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,19 +20,14 @@ from graphopt.graph.unfold import unfold
 from graphopt.graph.units.removal import Parts
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
-from graphopt.passes.prune.line import Line, State
-from graphopt.passes.prune.outputs import Output, as_matrix, output_of
-from graphopt.runtime.shelf import Shelf
+from graphopt.passes.walk.outputs import Output, output_of
+from graphopt.passes.walk.stops import HELD_OUT, stops
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.product import Product
 from graphopt.solve.metric import Metric
 from graphopt.solve.regression import Moments, regression
 
 Array = np.ndarray[Any, Any]
-
-_HELD_OUT = 4
-"""Each fourth sample is kept out of a fit, to judge it."""
-
 
 Projection = Callable[[Array, Metric], Array]
 """Brings a weight ``[groups, out, K]`` to the closest one of some kind in a metric."""
@@ -58,30 +51,29 @@ def refit(
     Returns:
         How many layers were refitted.
     """
-    places = list(_places(model, original, parts, projections))
+    places = {place.layer.name: place for place in _places(model, original, parts, projections)}
     now, before = prepared(model), prepared(original)
     twins = {layer.name: layer for layer in layers_of(now)}
-    stops = [place.layer.name for place in places]
-    lines = Line(now, stops, context.options), Line(before, stops, context.options)
     names, own_names, product, count = Names(model), Names(now), Product(context.options), 0
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        shelves = [Shelf(context.samples, Path(folder) / side) for side in ("now", "before")]
-        at = [0, 0]
-        for place in sorted(places, key=lambda place: lines[0].steps[place.layer.name]):
-            steps = [line.steps[place.layer.name] for line in lines]
-            moments = [Moments.empty(*place.layer.shape) for _ in range(2)]
-            for number in range(len(shelves[0])):
-                states = [line.run(shelf[number], first, step) for line, shelf, first, step in zip(lines, shelves, at, steps, strict=True)]
-                shelves[0][number] = states[0]
-                shelves[1][number] = wanted = lines[1].run(states[1], steps[1], steps[1] + 1)
-                moments[number % _HELD_OUT == _HELD_OUT - 1].add(*place.pair(states[0], states[1], wanted), product)
-            at = [steps[0], steps[1] + 1]
-            projection = projections.get(place.layer.name)
-            found = regression(moments[0], moments[1], place.layer.weight(), affine=place.output.shift is not None, project=projection)
-            if found is not None:
-                place.apply(place.layer, *found, names)
-                place.apply(twins[place.layer.name], *found, own_names)
-                count += 1
+    for name, samples in stops(now, before, places, context):
+        place = places[name]
+        layer, output = place.layer, place.output
+        fit, held = Moments.empty(*layer.shape), Moments.empty(*layer.shape)
+        for number, sample in enumerate(samples):
+            x = unfold(layer, sample.now[layer.input.name or ""])
+            (held if number % HELD_OUT == HELD_OUT - 1 else fit).add(x, sample.target(layer, output, place.rows), product)
+        found = regression(fit, held, layer.weight(), affine=output.shift is not None, project=projections.get(name))
+        if found is not None:
+            weight, shift = found
+            twin, shift = twins[name], shift * layer.scale
+            layer.assign(weight, names)
+            tensor = layer.value.const_value
+            assert tensor is not None, "it was assigned"
+            twin.put(tensor, own_names)
+            if output.shift is not None:
+                output.move(layer, shift, names)
+                output.move(twin, shift, own_names)
+            count += 1
     return count
 
 
@@ -98,30 +90,6 @@ class _Place:
     layer: Layer
     output: Output
     rows: Array
-
-    def pair(self, now: State, before: State, wanted: State) -> tuple[Array, Array]:
-        """One sample's inputs ``[groups, K, positions]`` and the outputs wanted of them without the bias, ``[groups, out, positions]``.
-
-        Args:
-            now: of the pruned model, before the layer.
-            before: of the original, before the layer.
-            wanted: of the original, after it.
-        """
-        layer = self.layer
-        expected = wanted[layer.node.outputs[0].name or ""]
-        target = as_matrix(layer, expected, self.rows)
-        for stream in self.output.streams:
-            if stream not in now or stream not in before or before[stream].shape != expected.shape:
-                continue  # it is made later, or broadcast
-            target = target + (as_matrix(layer, before[stream], self.rows) - as_matrix(layer, now[stream], None))
-        inside = self.output.bias(layer)[:, :, None].astype(target.dtype)
-        return unfold(layer, now[layer.input.name or ""]), (target - inside) / np.asarray(layer.scale, target.dtype)
-
-    def apply(self, layer: Layer, weight: Array, shift: Array, names: Names) -> None:
-        """Gives a layer, this one or its twin, another weight, and shifts its output."""
-        layer.assign(weight.astype(layer.weight().dtype), names)
-        if self.output.shift is not None:
-            self.output.move(layer, shift * layer.scale, names)
 
 
 def _places(model: ir.Model, original: ir.Model, parts: Parts, changed: Collection[str]) -> Iterator[_Place]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graphopt.errors import StatisticsError
 from graphopt.graph.edits import Names, nested
 from graphopt.graph.layers import layer_of, layers_of
+from graphopt.graph.scratch import scratch
 from graphopt.runtime.session import Session, SessionOptions, load_session, native_session_options
 from graphopt.runtime.statistics.chain import prepared
 
@@ -93,12 +94,14 @@ class Line:
         piece = self._piece(self.steps[layer], state)
         found = layer_of(next(node for node in piece.graph if node.name == layer))
         assert found is not None, "a stop is a layer"
-        found.assign(weight, Names(piece))
+        with scratch(None):  # it is gone before the model is
+            found.assign(weight, Names(piece))
         return _open(piece, self._options)
 
-    def forget(self) -> None:
-        """Closes all sessions; what runs again opens its own again."""
-        self._sessions.clear()
+    def forget(self, until: int | None = None) -> None:
+        """Closes the sessions of all segments, or of those before one; what runs again opens its own again."""
+        for number in [number for number in self._sessions if until is None or number < until]:
+            del self._sessions[number]
 
     def _session(self, number: int, state: State) -> Session | None:
         if number not in self._sessions:

@@ -1,0 +1,1 @@
+"""Walks: samples go through a model layer by layer, beside the original's."""
