@@ -62,6 +62,10 @@ bench: $(VENV)/.dev ## measure all, beside other tools (two hours; MODELS="digit
 	$(BIN)/python benchmarks/firing.py $(MODELS)
 	$(if $(MODELS),,$(if $(GRAPHOPT_ZOO),$(BIN)/python benchmarks/quantization.py))
 
+.PHONY: docs
+docs: $(VENV)/.docs ## build the documentation's site into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 .PHONY: clean
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,9 @@ import ast
 import difflib
 import importlib
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import onnx_ir as ir
@@ -99,11 +101,15 @@ def _import(spec: PassSpec, *, allow_imports: bool) -> AnyPass | ForeignPass:
     if not allow_imports:
         raise RecipeError(f"pass {spec.name} would import code: allow it with --allow-imports")
     module_name, _, class_name = spec.name.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as `python -m` does, so that a script beside the model is found
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
         built = kind(**spec.options)
     except Exception as error:  # whatever the foreign module raises is the user's to see, as one line
         raise RecipeError(f"pass {spec.name} cannot be made: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(here)
     if isinstance(built, (Pass, GuidedPass)):
         return built
     if not isinstance(built, ir.passes.PassBase):

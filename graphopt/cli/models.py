@@ -223,7 +223,9 @@ def profile(
 @app.command()
 def report(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page (.html).", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write the page (.html), or a form for viewers.", show_default=False)
+    ],
     against: Annotated[Path | None, typer.Option("--against", help="The original that it was made from.", show_default=False)] = None,
     data: Data = None,
     threads: Threads = 0,
@@ -233,12 +235,20 @@ def report(
 ) -> None:
     """Write what became of a model into one HTML file: figures, passes, layers, charts and the graph itself.
 
+    To OUT.onnx: a copy whose nodes tell in their metadata what made them and their time, as Netron shows it. To OUT.json: the
+    time of each node as node data for Model Explorer.
+
     Example: `graphopt report model.opt.onnx --against model.onnx --data samples.npz -o report.html`
     """
     from graphopt.report.html import write_report
+    from graphopt.report.viewers import write_annotated, write_node_data
 
+    options = session_of(threads, custom_ops)
+    write = {".onnx": write_annotated, ".json": write_node_data}.get(output.suffix.lower())
+    if write is not None and against is not None:
+        raise typer.BadParameter(f"--against: {output.suffix} tells of one model alone; only a page compares two")
     with progress_of(quiet=quiet or as_json).step(f"report {model}"):
-        path = write_report(output, model, against, data, options=session_of(threads, custom_ops))
+        path = write_report(output, model, against, data, options=options) if write is None else write(output, model, data, options=options)
     show({"version": 1, "path": str(path)} if as_json else f"wrote {path}", quiet=quiet)
 
 
