@@ -49,26 +49,24 @@ class Depth(GuidedPass):
 
     def run(self, model: ir.Model, context: Context) -> bool:
         """Removes the branches that change their streams least."""
-        found = [branch for branch in branches_of(model) if ledger.allow(ledger.Key(self.name, "", branch.end.name or ""))]
-        if len(found) < self.branches:
-            raise LimitError(f"depth: {self.branches} branches are to go, and the model has {len(found)} that can; ask for so many at most")
-        changes = _changes(model, found, context)
+        every = list(branches_of(model))
+        if len(every) < self.branches:
+            raise LimitError(f"depth: {self.branches} branches are to go, and the model has {len(every)} that can; ask for so many at most")
+        found = [branch for branch in every if not ledger.denies(ledger.Key(self.name, "", branch.end.name or ""))]
+        changes, went = _changes(model, found, context), False
         for index in sorted(np.argsort(changes, kind="stable")[: self.branches].tolist()):
-            branch, after = found[index], found[index].end.outputs[0]
-            before = branch.stream
+            branch, key = found[index], ledger.Key(self.name, "", found[index].end.name or "")
+            before, after = branch.stream, branch.end.outputs[0]
             if not can_stand_for(after, before):
                 raise LimitError(f"depth: the branch that ends at {branch.end.name} makes an output, which must keep its name")
+            if not ledger.allow(key):
+                continue
             replace_value(after, before)
-            removed = remove_dead([after])
-            ledger.record(
-                ledger.Rewrite(
-                    ledger.Key(self.name, "", branch.end.name or ""),
-                    removed=tuple(node.name or "" for node in removed.nodes),
-                    reason="the branch hardly changes its stream",
-                    predicted_error=changes[index],
-                )
-            )
-        return True
+            removed = tuple(node.name or "" for node in remove_dead([after]).nodes)
+            reason = "the branch hardly changes its stream"
+            ledger.record(ledger.Rewrite(key, removed=removed, reason=reason, predicted_error=changes[index]))
+            went = True
+        return went
 
 
 @dataclass(frozen=True)

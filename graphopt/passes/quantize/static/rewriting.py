@@ -42,16 +42,22 @@ class Rewriter:
         """Rewrites all kernels and returns the names of the nodes that were made for each."""
         others = {value: self._other_uses(value) for value in self._made}
         first = self._graph[0]
-        added = {}
+        added: dict[ir.Node, list[str]] = {}
         for node, kernel in self._plan.kernels.items():
-            op = Builder(node, self._names)
+            added[node] = []
             for value in kernel.inputs:
                 if value not in self._made and value not in self._codes:
-                    self._codes[value] = self._enter(value, Builder(value.producer() or first, self._names))
+                    entrance = Builder(value.producer() or first, self._names)
+                    self._codes[value] = self._enter(value, entrance)
+                    added[node] += _names_of(entrance)
+            op = Builder(node, self._names)
             self._rewrite(kernel, op)
-            added[node] = [new.name or "" for new in op.added]
+            added[node] += _names_of(op)
         for value, uses in others.items():
-            self._leave(value, uses)
+            maker = self._made[value].node
+            exit_ = Builder(maker, self._names)
+            self._leave(value, uses, exit_)
+            added[maker] += _names_of(exit_)
         for node in reversed([*self._plan.kernels]):
             if is_dead(node):
                 remove_node(node)
@@ -130,10 +136,8 @@ class Rewriter:
             self._floats[value].type = ir.TensorType(ir.DataType.FLOAT)
         return self._floats[value]
 
-    def _leave(self, value: ir.Value, uses: list[tuple[ir.Node, int]]) -> None:
+    def _leave(self, value: ir.Value, uses: list[tuple[ir.Node, int]], op: Builder) -> None:
         """Lets everything else use the float value of codes."""
-        maker = self._made[value].node
-        op = Builder(maker, self._names)
         for user, index in uses:
             kept_float = self._kept_float(user, index)
             if kept_float is not None:
@@ -190,3 +194,7 @@ class Rewriter:
         if (kind, key) not in self._constants:
             self._constants[kind, key] = op.constant(array, kind)
         return self._constants[kind, key]
+
+
+def _names_of(builder: Builder) -> list[str]:
+    return [node.name or "" for node in builder.added]
