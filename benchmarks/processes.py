@@ -23,6 +23,7 @@ class Finished:
     Attributes:
         status: its exit status; negative where a signal ended it.
         seconds: from its start to its end.
+        cpu_seconds: of all its threads, in its own code and in the system's.
         peak_mb: its largest resident set in MB (10^6 bytes); pages of mapped files count while they are resident.
         output: what it wrote to standard output.
         errors: what it wrote to standard error.
@@ -30,6 +31,7 @@ class Finished:
 
     status: int
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     output: str
     errors: str
@@ -64,4 +66,4 @@ def run(command: Sequence[str | Path], *, limit_s: float = 900, limit_mb: int | 
             stream.seek(0)
             texts.append(stream.read().decode(errors="replace"))
     unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(process.returncode, seconds, usage.ru_maxrss * unit / 1e6, *texts)
+    return Finished(process.returncode, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6, *texts)

@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import RecipeError
+from graphopt.files.weights import private_map
 from graphopt.graph.edits import Names, all_nodes, remove_dead
+from graphopt.graph.scratch import tensor_of
 from graphopt.graph.view import attribute, input_of, operator_of
 
 Array = np.ndarray[Any, Any]
@@ -121,7 +123,9 @@ class Layer:
 
     def weight(self) -> Array:
         """Reads the weight as ``W [groups, out, in]``. The array may be a view of a mapped file: never write to it."""
-        return self.as_matrix(_tensor(self.value).numpy())
+        tensor = _tensor(self.value)
+        # A map of its own goes with the array; the model's would keep in memory whatever was read once.
+        return self.as_matrix((private_map(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor).numpy())
 
     def restore(self, array: Array) -> Array:
         """Brings ``W [groups, out, in]`` back into the layout of the operator; the inverse of :meth:`weight`.
@@ -148,10 +152,14 @@ class Layer:
             array: ``W [groups, out, in]``, as for :meth:`restore`.
             names: of the model.
         """
+        stored = self.restore(array).astype(_tensor(self.value).dtype.numpy(), copy=False)
+        self.put(tensor_of(stored, self.value.name or f"{self.name}/weight"), names)
+
+    def put(self, tensor: ir.TensorProtocol, names: Names) -> None:
+        """The same with a tensor as the operator stores it."""
         old = self.value
-        stored = np.ascontiguousarray(self.restore(array).astype(_tensor(old).numpy().dtype, copy=False))
         name = names.fresh(old.name or f"{self.name}/weight")
-        new = ir.val(name, const_value=ir.tensor(stored, name=name))
+        new = ir.val(name, const_value=tensor)
         self.graph.register_initializer(new)
         self.node.replace_input_with(self.index, new)
         remove_dead([old])

@@ -19,8 +19,8 @@ _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[None]:
-    """Lets :func:`tensor_of` use a folder; it must outlive the models that are made meanwhile."""
+def scratch(folder: Path | None) -> Iterator[None]:
+    """Lets :func:`tensor_of` use a folder, which must outlive the models that are made meanwhile; None keeps all in memory."""
     token = _folder.set(folder)
     try:
         yield

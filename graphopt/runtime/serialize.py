@@ -1,10 +1,11 @@
-"""Hands a model in flight to the runtime: as bytes where it is small, its weights beside the bytes or in a file where it is large."""
+"""Hands a model in flight to the runtime: as bytes where it is small, its weights beside the bytes or in files where it is large."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,39 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphopt.files.weights import private_map
+
 Array = np.ndarray[Any, Any]
 
-IN_MEMORY_BYTES = 16 * 2**20
-"""Weights up to this size travel as bytes; protobuf copies them three times on the way, so larger ones travel apart."""
+IN_MEMORY_BYTES = 2**20
+"""Weights up to this size travel as bytes; protobuf and the runtime copy them several times on the way, so larger ones travel apart."""
+_MOST_BYTES = 16 * 2**20
+"""What cannot travel apart may be of this size among the bytes."""
 
 _INLINE_BYTES = 1024
 """Smaller tensors stay in the model file, since the runtime's shape inference reads them there."""
 _APART = "apart"
-"""Where a weight lies that is no part of the bytes: there is no such file."""
+"""Where a weight in memory is said to lie: there is no such file."""
+
+
+class _Elsewhere(ir.ExternalTensor):
+    """A weight that is no part of the bytes."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model in two parts.
+    """A model in parts.
 
     Attributes:
         content: all but the large weights.
-        weights: the large ones by name, as they lie in memory or in a file that is mapped.
+        weights: the large ones in memory, by name.
+        folder: what the content names files of the others relative to; None where there are none. The runtime maps what it needs of
+            them, and lets go of what it has packed into a form of its own.
     """
 
     content: bytes
     weights: dict[str, Array]
+    folder: Path | None
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -59,14 +71,22 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def to_parts(model: ir.Model) -> Parts | None:
     """Takes the large weights out of a model, without a copy; None where what stays is large: in subgraphs, or of types numpy lacks."""
-    taken = {name: value for name, value in model.graph.initializers.items() if _can_go(value, model.graph)}
-    rest = weight_bytes(model) - sum(value.const_value.nbytes for value in taken.values() if value.const_value is not None)
-    if rest > IN_MEMORY_BYTES:
+    taken = {value: tensor for value in model.graph.initializers.values() if (tensor := value.const_value) and _can_go(value, model.graph)}
+    if weight_bytes(model) - sum(tensor.nbytes for tensor in taken.values()) > _MOST_BYTES:
         return None
-    tensors = {name: value.const_value for name, value in taken.items()}
-    weights = {name: np.require(tensor.numpy(), requirements=["C", "A"]) for name, tensor in tensors.items() if tensor is not None}
-    with _apart(taken.values()):
-        return Parts(to_bytes(model), weights)
+    files = {value: Path(tensor.path).resolve() for value, tensor in taken.items() if isinstance(tensor, ir.ExternalTensor)}
+    folder = _common_folder(files.values())
+    weights, elsewhere = dict[str, Array](), dict[ir.Value, ir.TensorProtocol]()
+    for value, tensor in taken.items():
+        name, location, offset = value.name or "", _APART, 0
+        if folder is not None and isinstance(tensor, ir.ExternalTensor):
+            location, offset = files[value].relative_to(folder).as_posix(), tensor.offset or 0
+        else:
+            weights[name] = np.require(tensor.numpy(), requirements=["C", "A"])
+        shape = ir.Shape(tensor.shape.numpy())
+        elsewhere[value] = _Elsewhere(location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=folder or "")
+    with _standing_in(elsewhere):
+        return Parts(to_bytes(model), weights, folder)
 
 
 def to_folder(model: ir.Model) -> tempfile.TemporaryDirectory[str]:
@@ -83,25 +103,31 @@ def _can_go(value: ir.Value, graph: ir.Graph) -> bool:
     return tensor.dtype.itemsize >= 1 and tensor.dtype.numpy().isbuiltin == 1 and tensor.dtype != ir.DataType.STRING
 
 
-@contextlib.contextmanager
-def _apart(values: Iterable[ir.Value]) -> Iterator[None]:
-    """Initializers that say for a while that they lie elsewhere."""
-    held = [(value, value.const_value) for value in values]
+def _common_folder(files: Collection[Path]) -> Path | None:
+    """The folder that all files lie below; None where there are none, or no such folder."""
     try:
-        for value, tensor in held:
-            assert tensor is not None, "it can go"
-            shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = ir.ExternalTensor(_APART, 0, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or "")
+        return Path(os.path.commonpath([file.parent for file in files])) if files else None
+    except ValueError:  # on several drives
+        return None
+
+
+@contextlib.contextmanager
+def _standing_in(tensors: Mapping[ir.Value, ir.TensorProtocol]) -> Iterator[None]:
+    """Initializers that hold other tensors for a while."""
+    held = {value: value.const_value for value in tensors}
+    try:
+        for value, tensor in tensors.items():
+            value.const_value = tensor
         yield
     finally:
-        for value, tensor in held:
-            value.const_value = tensor
+        for value, before in held.items():
+            value.const_value = before
 
 
 def _embed(graph: ir.Graph, proto: onnx.GraphProto) -> None:
     for tensor_proto in proto.initializer:
         tensor = graph.initializers[tensor_proto.name].const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.location != _APART:
+        if isinstance(tensor, ir.ExternalTensor) and not isinstance(tensor, _Elsewhere):
             _inline(tensor, tensor_proto)
     _embed_attributes(graph, proto.node)
 
@@ -122,4 +148,4 @@ def _embed_attributes(nodes: Iterable[ir.Node], protos: Iterable[onnx.NodeProto]
 def _inline(tensor: ir.ExternalTensor, proto: onnx.TensorProto) -> None:
     proto.ClearField("external_data")
     proto.data_location = onnx.TensorProto.DEFAULT
-    proto.raw_data = tensor.tobytes()
+    proto.raw_data = private_map(tensor).tobytes()

@@ -188,7 +188,10 @@ def _serialize(model: ir.Model, native_options: Any) -> tuple[str | bytes, Any]:
     parts = serialize.to_parts(model)
     if parts is not None:
         weights = [onnx_runtime().OrtValue.ortvalue_from_numpy(array) for array in parts.weights.values()]
-        native_options.add_external_initializers(list(parts.weights), weights)
+        if weights:
+            native_options.add_external_initializers(list(parts.weights), weights)
+        if parts.folder is not None:
+            native_options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(parts.folder))
         return parts.content, (parts.weights, weights)
     folder = serialize.to_folder(model)
     return str(Path(folder.name) / "model.onnx"), folder

@@ -81,8 +81,12 @@ class Metric:
     @cached_property
     def factor(self) -> Factor:
         """The factorization in the order of the columns; made once."""
+        return _factor(self._mirrored_root)
+
+    @cached_property
+    def _mirrored_root(self) -> Array:
         assert self.gram is not None
-        return _factor(self.gram, self.ridge)
+        return _mirrored_root(self.gram, self.ridge)
 
     @cached_property
     def root(self) -> Array:
@@ -93,7 +97,7 @@ class Metric:
         """The factorization with the columns in another order (``[groups, K]`` of indices); not kept."""
         assert self.gram is not None
         permuted = np.take_along_axis(np.take_along_axis(self.gram, order[:, :, None], axis=1), order[:, None, :], axis=2)
-        return _factor(permuted, self.ridge)
+        return _factor(_mirrored_root(permuted, self.ridge))
 
     def diagonal(self, groups: int, width: int) -> Array:
         """The damped diagonal of ``H``: ``[groups, width]`` float64, how much one column's own error costs."""
@@ -129,9 +133,9 @@ class Metric:
         Args:
             product: ``A [groups, out, K]``.
         """
-        reversed_rows = zip(_mirrored(self.root), product[:, :, ::-1], strict=True)  # the mirrored root is a lower one, as Cholesky's
-        solved = np.stack([scipy.linalg.cho_solve((root, True), rows.T).T for root, rows in reversed_rows])
-        return np.ascontiguousarray(solved[:, :, ::-1])
+        pairs = zip(self._mirrored_root, product[:, :, ::-1], strict=True)
+        solved = [scipy.linalg.cho_solve((lower, True), rows.T, check_finite=False).T for lower, rows in pairs]
+        return np.ascontiguousarray(np.stack(solved)[:, :, ::-1])
 
     def error(self, weight: Array, approximation: Array) -> Array:
         """``tr((W - What) H (W - What)^T)`` row by row, damping included.
@@ -177,23 +181,25 @@ def _ridge(matrix: Array, damping: float) -> Array:
     return np.where(mean > 0, damping * mean, 1.0)
 
 
-def _factor(matrix: Array, ridge: Array) -> Factor:
-    """Factorizes the damped matrix; where rounding has left it indefinite, with ten times the damping until it is not.
+def _factor(mirrored_root: Array) -> Factor:
+    """Cholesky of the matrix with rows and columns reversed gives the upper triangular root without inverting anything."""
+    root = _mirrored(mirrored_root)
+    diagonal = np.diagonal(root, axis1=1, axis2=2)
+    lower = np.ascontiguousarray(np.swapaxes(root / diagonal[:, None, :], 1, 2))
+    return Factor(lower=lower, energy=diagonal**2)
 
-    Cholesky of the matrix with rows and columns reversed gives the upper triangular root without inverting anything.
-    """
+
+def _mirrored_root(matrix: Array, ridge: Array) -> Array:
+    """Cholesky of the damped matrix with rows and columns reversed; where rounding has left it indefinite, with ten times the damping."""
     width = matrix.shape[1]
     floor = np.finfo(np.float64).eps * width * np.maximum(np.einsum("gkk->g", matrix, dtype=np.float64) / width, 1e-300)
     while True:
         damped = np.array(_mirrored(matrix), dtype=np.float64, order="C")
         np.einsum("gkk->gk", damped)[...] += ridge[:, None]
         try:
-            root = np.linalg.cholesky(damped)
+            root: Array = np.linalg.cholesky(damped)
         except np.linalg.LinAlgError:
             ridge = np.maximum(10.0 * ridge, floor)
             logger.debug("a Gram matrix of width %d is not positive definite: damped ten times more", width)
             continue
-        root = _mirrored(root)
-        diagonal = np.diagonal(root, axis1=1, axis2=2)
-        lower = np.ascontiguousarray(np.swapaxes(root / diagonal[:, None, :], 1, 2))
-        return Factor(lower=lower, energy=diagonal**2)
+        return root

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from graphopt.solve.metric import Metric
+from graphopt.solve.metric import ROWS, Metric
 
 Array = np.ndarray[Any, Any]
 
@@ -59,6 +59,10 @@ class Moments:
             self.n + other.n, self.inputs + other.inputs, self.outputs + other.outputs, self.gram + other.gram, self.cross + other.cross
         )
 
+    def of(self, rows: slice) -> Moments:
+        """The moments of some of the outputs alone."""
+        return Moments(self.n, self.inputs, self.outputs[:, rows], self.gram, self.cross[:, rows])
+
     def centred(self) -> Moments:
         """The same as if all means were zero."""
         gram = self.gram - self.inputs[:, :, None] * self.inputs[:, None, :] / self.n
@@ -71,7 +75,8 @@ def regression(
 ) -> tuple[Array, Array] | None:
     """The weight and shift that make the wanted outputs best, where they do on positions that were kept out.
 
-    The damping is the one that is best there; what inputs do not determine stays as it is. Then all positions are fitted.
+    The damping is the one that is best there, on about 256 rows of a tall weight; what inputs do not determine stays as it is. Then all
+    positions are fitted.
 
     Args:
         fit: moments to fit.
@@ -88,10 +93,11 @@ def regression(
     as_it_was = None if project is None else (present, still)
     if not fit.n or not held.n:
         return as_it_was
-    found = {damping: _solution(fit, weight, damping, affine=affine, project=project) for damping in DAMPINGS}
-    errors = {damping: _error(held, *solution) for damping, solution in found.items()}
+    rows = slice(None, None, max(1, weight.shape[1] // ROWS)) if project is None else slice(None)
+    some, seen = fit.of(rows), held.of(rows)
+    errors = {damping: _error(seen, *_solution(some, weight[:, rows], damping, affine=affine, project=project)) for damping in DAMPINGS}
     best = min(DAMPINGS, key=errors.__getitem__)
-    if not errors[best] < _error(held, present, still):
+    if not errors[best] < _error(seen, present[:, rows], still[:, rows]):
         return as_it_was
     return _solution(fit.plus(held), weight, best, affine=affine, project=project)
 
@@ -104,8 +110,9 @@ def _solution(
     found = metric.divided(used.cross + metric.ridge[:, None, None] * weight)
     if project is not None:
         found = project(found, metric)
-    shift = (moments.outputs - np.einsum("gok,gk->go", found, moments.inputs)) / moments.n
-    return found, shift if affine else np.zeros_like(shift)
+    if not affine:
+        return found, np.zeros_like(moments.outputs)
+    return found, (moments.outputs - np.einsum("gok,gk->go", found, moments.inputs)) / moments.n
 
 
 def _error(moments: Moments, weight: Array, shift: Array) -> float:

@@ -69,6 +69,7 @@ def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterat
     states = [_State(consumer) for consumer in consumers]
     steps = STEPS if max(consumer.weight.shape[1] for consumer in consumers) <= _WIDE else STEPS // 3
     left = np.arange(len(consumers[0].places))
+    del consumers  # a wide metric takes as much memory as its inverse
     gone: list[int] = []
     damage = 0.0
     while left.size > 1:
@@ -82,15 +83,18 @@ def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterat
 
 
 class _State:
-    """What is left of one consumer: its refitted weight and the inverse of its metric, on the columns that are still there."""
+    """What is left of one consumer: its refitted weight and the inverse of its metric, on the columns that are still there.
+
+    Of the inverse the lower triangle alone is kept up: half the work.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         self._shape = consumer.weight.shape
         dtype: type[np.floating[Any]] = np.float64 if self._shape[1] <= _WIDE else np.float32
         self._weight: Array = consumer.weight.astype(dtype)
         self._places = consumer.places
-        self._inverse: Array = np.asfortranarray(_inverse(consumer, dtype))
-        (self._product,) = scipy.linalg.get_blas_funcs(("gemm",), dtype=dtype)
+        self._inverse = _inverse(consumer, dtype)
+        (self._square,) = scipy.linalg.get_blas_funcs(("syrk",), dtype=dtype)
         self._columns = np.arange(self._shape[1])
         self._place_of = self._columns.copy()
         self._dead = np.zeros(self._shape[1], bool)
@@ -109,19 +113,19 @@ class _State:
             single: Array = (np.einsum("ok,ok->k", self._weight, self._weight) / np.diagonal(self._inverse))[columns[:, 0]]
             return single
         weights = self._weight[:, columns].transpose(1, 2, 0)
-        blocks = self._inverse[columns[:, :, None], columns[:, None, :]]
+        blocks = self._between(columns[:, :, None], columns[:, None, :])
         prices: Array = np.einsum("cwo,cwo->c", weights, np.linalg.solve(blocks, weights))
         return prices
 
     def remove(self, components: Array) -> float:
         """Removes components and refits the rest; returns what it cost."""
         columns = self._place_of[self._places[components]].reshape(-1)
-        factor = scipy.linalg.cho_factor(self._inverse[np.ix_(columns, columns)])
-        weights, rows = self._weight[:, columns], self._inverse[columns]
-        cost = float(np.einsum("ow,wo->", weights, scipy.linalg.cho_solve(factor, weights.T)))
-        feedback = scipy.linalg.cho_solve(factor, rows)
-        self._weight -= weights @ feedback
-        self._inverse = self._product(-1.0, rows, feedback, 1.0, self._inverse, trans_a=True, overwrite_c=True)  # in place
+        root = scipy.linalg.cholesky(self._between(columns[:, None], columns), lower=True, check_finite=False)
+        rows = self._between(columns[:, None], np.arange(self._columns.size))
+        feedback = scipy.linalg.solve_triangular(root, rows, lower=True, check_finite=False)
+        weights = scipy.linalg.solve_triangular(root, self._weight[:, columns].T, lower=True, check_finite=False)
+        self._weight -= weights.T @ feedback
+        self._inverse = self._square(-1.0, feedback, 1.0, self._inverse, trans=1, lower=1, overwrite_c=1)
         # What has gone must not come back through rounding, and its place stays solvable.
         self._weight[:, columns] = 0.0
         self._inverse[columns] = self._inverse[:, columns] = 0.0
@@ -129,25 +133,38 @@ class _State:
         self._dead[columns] = True
         if self._dead.mean() > _DEAD:
             self._forget_dead()
-        return cost
+        return float(np.einsum("wo,wo->", weights, weights))
+
+    def _between(self, rows: Array, columns: Array) -> Array:
+        """Entries of the inverse, from its lower triangle."""
+        found: Array = self._inverse[np.maximum(rows, columns), np.minimum(rows, columns)]
+        return found
 
     def _forget_dead(self) -> None:
         alive = np.flatnonzero(~self._dead)
-        self._weight, self._inverse = self._weight[:, alive], self._inverse[np.ix_(alive, alive)].T
+        self._weight, self._inverse = self._weight[:, alive], self._inverse.T[np.ix_(alive, alive)].T
         self._columns, self._dead = self._columns[alive], np.zeros(alive.size, bool)
         self._place_of[self._columns] = np.arange(alive.size)
 
 
 def _inverse(consumer: Consumer, dtype: type[np.floating[Any]]) -> Array:
-    """``[K, K]``, the damped metric's inverse."""
+    """``[K, K]``, the damped metric's inverse, in its lower triangle; columns lie together."""
     width = consumer.weight.shape[1]
     if consumer.metric.gram is None:
-        return np.eye(width, dtype=dtype)
-    damped = consumer.metric.gram[0].astype(np.float64)
-    damped.flat[:: width + 1] += float(consumer.metric.ridge[0])
-    factor, _ = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+        return np.eye(width, dtype=dtype, order="F")
+    try:
+        factor = _root(consumer.metric, dtype)
+    except scipy.linalg.LinAlgError:  # rounding has left it indefinite
+        factor = _root(consumer.metric, np.float64).astype(dtype)
     (invert,) = scipy.linalg.get_lapack_funcs(("potri",), dtype=dtype)  # a third of the work of solving for the identity
-    inverse, _ = invert(factor.astype(dtype, copy=False), lower=1)
-    found: Array = np.tril(inverse)
-    found += np.tril(inverse, -1).T
-    return found
+    inverse: Array = invert(factor, lower=1, overwrite_c=1)[0]
+    return inverse
+
+
+def _root(metric: Metric, dtype: type[np.floating[Any]]) -> Array:
+    """Cholesky of the damped metric, in the lower triangle."""
+    assert metric.gram is not None
+    damped = metric.gram[0].T.astype(dtype)  # symmetric, and now in the order that LAPACK works on in place
+    damped[np.diag_indices_from(damped)] += float(metric.ridge[0])
+    root: Array = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)[0]
+    return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,7 +83,7 @@ class Cut:
             node.replace_input_with(index, self._constant(array, f"{node.name}/lengths"))
             return
         array = np.ascontiguousarray(array)
-        key = (old, array.shape, array.tobytes())
+        key = (old, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._made:
             self._made[key] = self._constant(array, old.name or f"{node.name}/constant")
         node.replace_input_with(index, self._made[key])

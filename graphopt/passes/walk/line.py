@@ -14,6 +14,7 @@ from graphopt.errors import StatisticsError
 from graphopt.graph.edits import Names, nested
 from graphopt.graph.layers import layer_of, layers_of
 from graphopt.graph.scratch import scratch
+from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session, SessionOptions, load_session, native_session_options
 from graphopt.runtime.statistics.chain import prepared
 
@@ -102,6 +103,7 @@ class Line:
         """Closes the sessions of all segments, or of those before one; what runs again opens its own again."""
         for number in [number for number in self._sessions if until is None or number < until]:
             del self._sessions[number]
+        give_back()
 
     def _session(self, number: int, state: State) -> Session | None:
         if number not in self._sessions:

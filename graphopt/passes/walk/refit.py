@@ -112,4 +112,4 @@ def _rows(before: Layer, now: Layer, kept: tuple[Array | None, ...]) -> Array:
     for axis, indices in enumerate(kept):
         if indices is not None:
             rows = np.take(rows, indices, axis=axis)
-    return now.as_matrix(rows)[:, :, 0]
+    return now.as_matrix(rows)[:, :, 0].copy()  # a view would hold an index for each weight

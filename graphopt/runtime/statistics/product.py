@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.runtime.session import SessionOptions, open_session
+from graphopt.runtime.session import SessionOptions, load_session, native_session_options
 
 Array = np.ndarray[Any, Any]
 
@@ -29,7 +29,9 @@ class Product:
     """
 
     def __init__(self, options: SessionOptions) -> None:
-        self._session = open_session(ir.from_onnx_text(_MODEL), "all", options)
+        native = native_session_options("all", options)
+        native.enable_cpu_mem_arena = False  # it would keep the largest product for good
+        self._session = load_session(ir.from_onnx_text(_MODEL), native, options)
 
     def __call__(self, left: Array, right: Array) -> Array:
         """``float32 [groups, rows, columns]``."""

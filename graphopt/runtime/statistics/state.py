@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.files.weights import private_map
 from graphopt.graph.layers import Layer, Layout
 
 _WHOLE = 1 << 16
@@ -94,7 +95,8 @@ class States(Mapping[str, str]):
 def _content(tensor: ir.TensorProtocol) -> str:
     if tensor.dtype == ir.DataType.STRING:
         return repr(tensor.numpy().tolist())
-    data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+    array = (private_map(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor).numpy()  # its pages go with it
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if data.size > _WHOLE:
         starts = np.linspace(0, data.size - _PIECE, _PIECES).astype(np.int64)
         data = np.concatenate([data[start : start + _PIECE] for start in starts])
