@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from graphopt import ledger
 from graphopt.graph.edits import all_nodes
 from graphopt.graph.structure import verify_structure
 from graphopt.passes.base import Pass
-from graphopt.runtime.session import open_session
+from graphopt.runtime.session import open_session, runtime_limits
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 
@@ -42,6 +43,12 @@ def misses(text: str, *passes: Pass, opset: int = 18) -> dict[str, str]:
     with ledger.recording(ledger.Recorder()) as recorder:
         rewrite(text, *passes, opset=opset)
     return {key.rule: reason for key, reason in recorder.misses.items()}
+
+
+def needs_opset(version: int) -> pytest.MarkDecorator:
+    """A mark for tests that run models of an opset."""
+    newest = runtime_limits().opset
+    return pytest.mark.skipif(version > newest, reason=f"the installed runtime loads opset {newest} at most")
 
 
 def random_feeds(model: ir.Model, length: int = 3, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

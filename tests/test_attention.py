@@ -20,10 +20,11 @@ from graphopt.passes.shapes import ShapesPass
 from graphopt.passes.simplify import Simplify
 from graphopt.runtime.kernels import executed_kernels
 from graphopt.runtime.session import open_session
-from tests.helpers import assert_rewritten, assert_same_outputs, misses, operators, parse, rewrite
+from tests.helpers import assert_rewritten, assert_same_outputs, misses, needs_opset, operators, parse, rewrite
 
 CPU = Attention(target="cpu")
 PORTABLE = Attention(target="portable")
+on_opset_23 = needs_opset(23)
 
 CORE = """(float[B,4,S,8] q, float[B,4,T,8] k, float[B,4,T,8] v {inputs}) => (float[B,4,S,8] y)
     <float zero = {{0.0}}, float lowest = {{-3.0e38}}, float hidden = {{-inf}}, float two = {{2.0}} {constants}> {{
@@ -201,7 +202,7 @@ def rotary(angles: str = COUNTED, halves: str = SLICES, second: str = "f", input
     return ROTARY.format(angles=angles, halves=halves, second=second, inputs=inputs and f"{inputs},", outputs=outputs and f", {outputs}")
 
 
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, pytest.param(23, marks=on_opset_23)])
 @pytest.mark.parametrize("halves", [SLICES, SPLIT])
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("target", [CPU, PORTABLE])
@@ -246,6 +247,7 @@ def test_uneven_halves_are_no_rotation(first: str, second: str) -> None:
     assert "Neg" in operators(rewrite(text, CPU))
 
 
+@on_opset_23
 def test_the_standard_operator_is_for_portable_results_from_opset_23() -> None:
     """Below, and for the CPU, the parts stay parts."""
     text = GROUPED.format(outputs="")
@@ -256,6 +258,7 @@ def test_the_standard_operator_is_for_portable_results_from_opset_23() -> None:
     assert "Attention" not in operators(rewrite(text, CPU, opset=23))
 
 
+@on_opset_23
 def test_the_standard_operator_takes_masks() -> None:
     """A finite mask goes in; a guarded row, or one that may be hidden whole, does not."""
     text = core("m = Where(c, zero, lowest) t = Add(s, m)", inputs="bool[B,1,S,T] c")
@@ -274,6 +277,7 @@ def test_scores_that_are_scaled_with_their_mask_stay() -> None:
     assert "after they were masked" in misses(text, PORTABLE, opset=23)["fuse-attention"]
 
 
+@on_opset_23
 def test_masks_that_hide_nothing_go() -> None:
     """Constant zeros and all true, where they surely reach all keys."""
     text = """(float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v) => (float[1,2,3,8] y)

@@ -194,7 +194,7 @@ def test_one_case_per_operator() -> None:
     """The first case of each set of operators, as it is and with constant inputs."""
     faults, compared = faults_of(one_per_operator(recorded_cases()))
     assert not faults, "\n".join(faults)
-    assert compared > 300
+    assert compared > 250  # all but what the runtime refuses, such as newer opsets
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_integers_stay_integers() -> None:
     assert errors(original, model, samples)[1] < 0.8 * before[1]
 
 
-@pytest.mark.parametrize("chosen", [Weights(bits=2, block=32, min_size=0), Dynamic(min_size=0)])
+@pytest.mark.parametrize("chosen", [Weights(bits=4, block=32, min_size=0), Dynamic(min_size=0)])
 def test_quantized_linear_layers_take_a_bias(chosen: Weights | Dynamic) -> None:
     """The operators that linear layers become have a place for a bias, which is found by the name of their output."""
     original = model_of(LINEAR)

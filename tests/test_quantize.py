@@ -135,6 +135,21 @@ def test_a_layer_that_is_slow_is_unpacked_when_loaded(bits: Literal[2, 4, 8], sy
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_widths_that_the_runtime_does_not_multiply_with(bits: Literal[2, 4, 8], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older runtimes have MatMulNBits for 4 bits alone: other weights are stored and unpacked, and 8-bit layers take the other form."""
+    monkeypatch.setattr("graphopt.targets.provider.packed_bits", frozenset)
+    model = model_of(LINEAR)
+    samples = samples_of(model)
+    with ledger.recording(ledger.Recorder()) as recorder:
+        assert Weights(min_size=0, bits=bits).run(model, Context(samples, "cpu", measures=True))
+        assert Dynamic(min_size=0).run(model_of(LINEAR), Context(samples, "cpu", measures=False))
+        assert not Dynamic(min_size=0, forms=("blocks",)).run(model_of(LINEAR), Context(samples, "cpu", measures=False))
+    assert [rewrite.kernels for rewrite in recorder.rewrites] == [(), ("com.microsoft::DynamicQuantizeMatMul",)]
+    assert [note.partition(":")[0] for note in recorder.notes] == ["weights", "dynamic"]
+    assert ("com.microsoft", "MatMulNBits") not in executed_kernels(model).counts
+
+
 def stored(path: Path) -> list[str]:
     """The operators of a written file."""
     return operators(ir.load(path))

@@ -11,7 +11,7 @@ from graphopt.passes.algebra import Algebra
 from graphopt.passes.attention import Attention
 from graphopt.passes.simplify import Simplify
 from graphopt.runtime.session import open_session
-from tests.helpers import assert_same_outputs, operators, parse, rewrite
+from tests.helpers import assert_same_outputs, needs_opset, operators, parse, rewrite
 
 
 def test_views_around_an_operator_on_a_scalar_stay() -> None:
@@ -109,6 +109,7 @@ MASKED = """({shape} m, float[B,2,3,4] q, float[B,2,T,4] k, float[B,2,T,4] v) =>
     p = Softmax<axis = -1>(t) y = MatMul(p, v) }}"""
 
 
+@needs_opset(23)
 def test_masks_that_broadcast_along_queries_stay_outside_of_the_operator() -> None:
     """The standard allows it, the runtime's kernel does not."""
     text = MASKED.format(shape="bool[B,1,1,T]", low="-1.0e9")
@@ -118,6 +119,7 @@ def test_masks_that_broadcast_along_queries_stay_outside_of_the_operator() -> No
     assert "Attention" in operators(rewrite(text.replace("1,1,T", "1,3,T"), Attention(target="portable"), opset=23))
 
 
+@needs_opset(23)
 def test_rows_that_are_hidden_whole_stay_outside_of_the_operator() -> None:
     """Their probabilities are NaN, of which the operator's kernel makes other numbers."""
     text = MASKED.format(shape="bool[B,1,3,T]", low="-inf")

@@ -32,3 +32,7 @@ class Target(abc.ABC):
             dtype: element type of its main input.
             opset: version of the standard domain that the model imports.
         """
+
+    def packs(self, bits: int) -> bool:
+        """Whether MatMulNBits, where it runs at all, takes weights of a width."""
+        return bits in (2, 4, 8)

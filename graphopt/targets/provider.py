@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.runtime.registry import has_kernel
+from graphopt.runtime.registry import has_kernel, packed_bits
 from graphopt.targets.base import Target
 
 
@@ -29,6 +29,10 @@ class Cpu(ProviderTarget):
     name: ClassVar[str] = "cpu"
     summary: ClassVar[str] = "ONNX Runtime on CPU"
     provider: ClassVar[str] = "CPUExecutionProvider"
+
+    def packs(self, bits: int) -> bool:
+        """Asks the installed runtime."""
+        return bits in packed_bits()
 
 
 @dataclass(frozen=True)

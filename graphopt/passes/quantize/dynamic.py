@@ -9,10 +9,12 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from graphopt import ledger
+from graphopt.graph.view import View
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.candidates import Verdict, race
 from graphopt.passes.quantize.linear import Form, Place, places_of, replace, solve
 from graphopt.solve.grid import Scheme
+from graphopt.targets import TARGETS
 from graphopt.targets.emit import DYNAMIC_QUANTIZE_MATMUL, MATMUL_NBITS, dynamic_quantize_matmul, matmul_nbits
 
 CHANNELS: Literal["channels"] = "channels"
@@ -65,7 +67,11 @@ class Dynamic(GuidedPass):
     def _forms(self, model: ir.Model, places: Sequence[Place], context: Context) -> dict[str, str]:
         """The form that each layer takes; those that stay in float are left out."""
         found: dict[str, str] = {}
-        allowed: dict[str, Form] = {name: FORMS[name] for name in self.forms}
+        target, opset = TARGETS[context.target], View(model).opset
+        allowed: dict[str, Form] = {name: FORMS[name] for name in self.forms if FORMS[name].runs(target, opset)}
+        if not allowed:
+            ledger.note(f"{self.name}: the target {target.name} has no kernel for 8-bit weights in {' or '.join(self.forms)}")
+            return {}
         verdicts = race(model, places, allowed, context)
         for place in places:
             layer = place.layer.name

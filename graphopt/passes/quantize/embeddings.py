@@ -164,7 +164,7 @@ class Embeddings(GuidedPass):
     def _exists(self, form: str, table: Table, target: Target, view: View) -> bool:
         if not target.runs(_FORMS[form], ir.DataType.FLOAT, view.opset):
             return False
-        return self.bits == 8 if form == "tied-rows" else self._block(table, form) is not None
+        return self.bits == 8 if form == "tied-rows" else target.packs(self.bits) and self._block(table, form) is not None
 
     def _block(self, table: Table, form: str) -> int | None:
         """How many elements share a scale: the largest block up to the wished one that fills the rows of a tied table."""

@@ -24,7 +24,8 @@ from graphopt.solve.gptq import COARSEST, gptq
 from graphopt.solve.grid import Quantized, Scheme
 from graphopt.solve.metric import Metric
 from graphopt.solve.polish import polish
-from graphopt.targets import TARGETS
+from graphopt.targets import TARGETS, Target
+from graphopt.targets.emit import MATMUL_NBITS
 
 Array = np.ndarray[Any, Any]
 
@@ -89,6 +90,12 @@ class Form:
     scheme: Scheme
     make: Multiply
     rule: str = ""
+
+    def runs(self, target: Target, opset: int) -> bool:
+        """Whether a target has a kernel for it that takes weights of its width."""
+        if self.operator == MATMUL_NBITS and not target.packs(self.scheme.bits):
+            return False
+        return target.runs(self.operator, ir.DataType.FLOAT, opset)
 
 
 def places_of(

@@ -9,11 +9,13 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from graphopt import ledger
+from graphopt.graph.view import View
 from graphopt.passes.base import Context, GuidedPass, Role
 from graphopt.passes.quantize.candidates import race
 from graphopt.passes.quantize.constants import folding_limit
 from graphopt.passes.quantize.linear import Form, Place, places_of, replace, solve
 from graphopt.solve.grid import Scheme
+from graphopt.targets import TARGETS
 from graphopt.targets.emit import MATMUL_NBITS, folded_matmul, matmul_nbits
 
 PACKED = "packed"
@@ -63,12 +65,15 @@ class Weights(GuidedPass):
             elif one.place.layer.size * 4 <= limit:
                 changed |= replace(model, [one], self.name, folded)
             else:
-                reason = "MatMulNBits is slower than float, and the session's configuration keeps the runtime from folding its codes"
+                reason = "MatMulNBits does not serve, and the session's configuration keeps the runtime from folding its codes"
                 ledger.miss(ledger.Key(self.name, "", one.place.layer.name), reason)
         return changed
 
     def _slow(self, model: ir.Model, places: Sequence[Place], packed: Form, context: Context) -> set[str]:
-        """The names of layers at which MatMulNBits is slower than float, by a measurement or by the proof."""
+        """The names of layers at which MatMulNBits is slower than float, by a measurement or by the proof, or has no such width."""
+        if places and not packed.runs(TARGETS[context.target], View(model).opset):
+            ledger.note(f"{self.name}: MatMulNBits of the target {context.target} takes no {self.bits} bits: they are unpacked when loaded")
+            return {place.layer.name for place in places}
         denied = {place.layer.name for place in places if ledger.denies(ledger.Key(self.name, PACKED, place.layer.name))}
         verdicts = race(model, [place for place in places if place.layer.name not in denied], {PACKED: packed}, context)
         lost = {name: verdict.figures for name, verdict in verdicts.items() if not verdict.form}
