@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from tests.random_graphs.grower import Grower
 from tests.random_graphs.networks import image
 from tests.random_graphs.operators import Step
-from tests.random_graphs.values import Value, each, replaced
+from tests.random_graphs.values import Value, each, fixed, replaced
 
 _LARGE = 160
+_TOKENS, _WIDTH = 128, 16
 
 
 def rows_of_layers(g: Grower) -> None:
@@ -108,5 +110,15 @@ def _enlarged(g: Grower, value: Value) -> Value:
     return g.op("Resize", [value, region, scales], shape, bound=2 * value.bound, mode=mode, coordinate_transformation_mode=coordinates)
 
 
-STEPS_OF_SELECTIONS: tuple[Step, ...] = (rows_of_layers, convolved_enlarged)
+def tied_head(g: Grower) -> None:
+    """Rows of a table, and a head whose weight is that table the other way round, as older exports of tied models store it."""
+    table = g.model.numbers.uniform(-0.25, 0.25, (_TOKENS, _WIDTH)).astype(g.model.kind)
+    sizes = g.op("Abs", [g.fresh(1, shape=fixed(3))], fixed(3), exact=True)
+    tokens = g.op("Cast", [sizes], fixed(3), "int64", exact=True, to=onnx.TensorProto.INT64)
+    rows = g.op("Gather", [g.constant(table), tokens], fixed(3, _WIDTH), g.model.kind, bound=0.25, axis=0)
+    active = g.op("Tanh", [rows], rows.shape, bound=0.25)
+    g.op("MatMul", [active, g.constant(np.ascontiguousarray(table.T))], fixed(3, _TOKENS), bound=1.0)
+
+
+STEPS_OF_SELECTIONS: tuple[Step, ...] = (rows_of_layers, convolved_enlarged, tied_head)
 """All of them."""
