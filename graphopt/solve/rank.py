@@ -55,10 +55,6 @@ class Pair:
         left = whitened @ right / np.sqrt(np.maximum(energies, 1e-300))
         return cls(matrix, left, energies)
 
-    def error(self, rank: int) -> float:
-        """What ``rank`` vectors lose: ``tr((W - What) H (W - What)^T)``."""
-        return float(self.energies[rank:].sum())
-
     def factors(self, rank: int) -> tuple[Array, Array]:
         """``first [rank, K]`` and ``second [out, rank]``, float64, with ``What = second @ first``."""
         vectors = self.vectors[:, :rank]

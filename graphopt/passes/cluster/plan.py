@@ -13,7 +13,7 @@ from graphopt import ledger
 from graphopt.graph.edits import Builder, Names, given_name
 from graphopt.graph.layers import Layer, layer_of
 from graphopt.graph.view import View
-from graphopt.passes.quantize.constants import Constant, constants_of
+from graphopt.passes.quantize.constants import Constant, constants_of, narrowed
 from graphopt.passes.quantize.replacing import take_place_of_constant
 from graphopt.solve.codebook import Book, Clustered
 from graphopt.targets.emit import Shared, codes_per_byte, stored_codebook
@@ -93,7 +93,7 @@ class Plan:
         builder = Builder(self.constant.anchor, names)
         scale = None
         if self.book.per == "channel":
-            scale = _narrowed(self.restored(np.broadcast_to(found.scale, found.codes.shape)))
+            scale = narrowed(self.restored(np.broadcast_to(found.scale, found.codes.shape)))
         codes, count = self.restored(found.codes), self._codes_per_byte(found.centroids.size)
         new = stored_codebook(builder, codes, found.centroids, scale, shared, count, self.constant.name)
         take_place_of_constant(self.constant.value, new)
@@ -110,14 +110,3 @@ def with_weights(model: ir.Model, plans: Sequence[Plan], weights: Sequence[Array
         constant = constants[plan.constant.name]
         take_place_of_constant(constant.value, Builder(constant.anchor, names).constant(plan.restored(weight), constant.name))
     return clone
-
-
-def _narrowed(scale: Array) -> Array:
-    """A scale with the axes along which it does not change reduced to length one, those in front dropped."""
-    for axis, length in enumerate(scale.shape):
-        first = scale.take([0], axis=axis)
-        if length > 1 and (scale == first).all():
-            scale = first
-    while scale.ndim > 1 and scale.shape[0] == 1:
-        scale = scale[0]
-    return np.ascontiguousarray(scale, np.float32)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import RecipeError
 from graphopt.graph.layers import layer_of
 from graphopt.graph.view import operator_of
 from graphopt.runtime.session import SessionOptions
+
+Array = np.ndarray[Any, Any]
 
 _READERS: dict[str, tuple[int, ...]] = {"LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "Gather": (0,)}
 """Operators other than layers that read a weight, with the inputs that may be one."""
@@ -128,3 +132,14 @@ def _nodes(graph: ir.Graph, outer: Mapping[object, ir.Node]) -> Iterator[tuple[i
             elif attribute.type == ir.AttributeType.GRAPHS:
                 for inner in attribute.as_graphs():
                     yield from _nodes(inner, places)
+
+
+def narrowed(scale: Array) -> Array:
+    """A scale with the axes along which it does not change reduced to length one, those in front dropped."""
+    for axis, length in enumerate(scale.shape):
+        first = scale.take([0], axis=axis)
+        if length > 1 and (scale == first).all():
+            scale = first
+    while scale.ndim > 1 and scale.shape[0] == 1:
+        scale = scale[0]
+    return np.ascontiguousarray(scale, np.float32)

@@ -15,7 +15,7 @@ from graphopt.graph.edits import Builder, Names
 from graphopt.graph.layers import Layer, layer_of
 from graphopt.graph.view import View
 from graphopt.passes.base import Context, GuidedPass, Role
-from graphopt.passes.quantize.constants import Constant, choose, constants_of, folding_limit, reads_folded
+from graphopt.passes.quantize.constants import Constant, choose, constants_of, folding_limit, narrowed, reads_folded
 from graphopt.passes.quantize.replacing import take_place_of_constant
 from graphopt.runtime.statistics import Request
 from graphopt.solve.gptq import gptq
@@ -163,18 +163,7 @@ def _solved(constant: Constant, view: View, gram: Array | None, scheme: Scheme) 
     else:
         codes, scale = codes.reshape(array.shape), scale.reshape(array.shape)
     stored = codes if scheme.bits == 8 else codes.astype(ml_dtypes.int4)
-    return np.ascontiguousarray(stored), _narrowed(scale), metric.relative(weight, quantized.weight)
-
-
-def _narrowed(scale: Array) -> Array:
-    """A scale with the axes along which it does not change reduced to length one, those in front dropped."""
-    for axis, length in enumerate(scale.shape):
-        first = scale.take([0], axis=axis)
-        if length > 1 and (scale == first).all():
-            scale = first
-    while scale.ndim > 1 and scale.shape[0] == 1:
-        scale = scale[0]
-    return np.ascontiguousarray(scale, np.float32)
+    return np.ascontiguousarray(stored), narrowed(scale), metric.relative(weight, quantized.weight)
 
 
 def _replace(stored: _Stored, names: Names) -> list[str]:

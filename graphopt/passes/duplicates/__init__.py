@@ -17,7 +17,7 @@ from graphopt.graph.edits import can_stand_for, remove_node, replace_value
 from graphopt.graph.view import attribute, input_of
 from graphopt.ledger import Key
 from graphopt.passes.base import Pass
-from graphopt.passes.share import share_transposed_tables
+from graphopt.passes.duplicates.share import share_transposed_tables
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout", "Sampling", "Sample")
