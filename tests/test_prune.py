@@ -130,7 +130,7 @@ def test_a_budget_of_time() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One budget, samples, a smaller file."""
     out = tmp_path / "out.onnx"
-    options = ["--preset", "prune", "--macs", "0.7", "--data", str(DIGITS / "calib.npz"), "--verify", "outputs"]
+    options = ["--preset", "prune", "--macs=0.7", "--data", str(DIGITS / "calib.npz"), "--verify", "outputs"]
     assert main(["optimize", str(DIGITS / "conv.onnx"), "-o", str(out), *options]) == 0
     assert out.stat().st_size < 0.85 * (DIGITS / "conv.onnx").stat().st_size
     assert main(["optimize", str(DIGITS / "conv.onnx"), "-o", str(out), *options, "--latency", "0.5"]) == 1
@@ -161,8 +161,9 @@ def _candidates(*, residual: bool) -> list[Candidate]:
         (["--macs", "0.5", "--min-sqnr", "60", "--data", str(DIGITS / "calib.npz")], "cost the outputs more than they may lose"),
         (["--macs", "0.5"], "give --data"),
         (["--macs", "0.7", "--parameters", "0.5"], "give one budget"),
+        (["--macs=much"], "unable to parse string as a number"),
     ],
-    ids=["too-little", "too-much-lost", "no-data", "two-budgets"],
+    ids=["too-little", "too-much-lost", "no-data", "two-budgets", "no-number"],
 )
 def test_impossible_budgets_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
     """One line says what stands in the way, and nothing is written."""

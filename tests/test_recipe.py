@@ -20,7 +20,8 @@ from graphopt.passes.rules import Rule, RulePass, rule
 from graphopt.presets import PRESETS, Preset, preset
 from graphopt.recipe import Recipe
 from graphopt.spec import PassSpec
-from tests.test_sabotage import GOOD, corrupt_weight, layered
+from tests.layered import GOOD, layered
+from tests.saboteurs import corrupt_weight
 
 
 @dataclass(frozen=True)
