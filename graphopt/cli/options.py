@@ -64,11 +64,13 @@ def recipe_of(preset_name: str, path: Path | None, specs: Sequence[str] | None, 
 
 
 def flags_of(arguments: Sequence[str]) -> dict[str, Any]:
-    """The flags of a preset, ``--name value``, from what no option of the command took."""
-    if len(arguments) % 2 or not all(word.startswith("--") for word in arguments[::2]):
-        stray = next((word for word in arguments[::2] if not word.startswith("--")), arguments[-1])
+    """The flags of a preset, ``--name value`` or ``--name=value``, from what no option of the command took."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if stray := next((word for word in words[::2] if not word.startswith("--")), None):
         raise typer.BadParameter(f"unexpected argument: {stray}")
-    return {name.removeprefix("--").replace("-", "_"): value for name, value in zip(arguments[::2], arguments[1::2], strict=True)}
+    if len(words) % 2:
+        raise typer.BadParameter(f"{words[-1]} is not an option, or lacks its value")
+    return {name.removeprefix("--").replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
 def sizes_of(text: str | None) -> dict[str, int]:

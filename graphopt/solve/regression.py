@@ -95,11 +95,20 @@ def regression(
         return as_it_was
     rows = slice(None, None, max(1, weight.shape[1] // ROWS)) if project is None else slice(None)
     some, seen = fit.of(rows), held.of(rows)
-    errors = {damping: _error(seen, *_solution(some, weight[:, rows], damping, affine=affine, project=project)) for damping in DAMPINGS}
-    best = min(DAMPINGS, key=errors.__getitem__)
-    if not errors[best] < _error(seen, present[:, rows], still[:, rows]):
+    best, error = _best(lambda damping: _error(seen, *_solution(some, weight[:, rows], damping, affine=affine, project=project)))
+    if not error < _error(seen, present[:, rows], still[:, rows]):
         return as_it_was
     return _solution(fit.plus(held), weight, best, affine=affine, project=project)
+
+
+def _best(error_of: Callable[[float], float]) -> tuple[float, float]:
+    """The damping with the least error, and that. Errors fall and then rise, so that one end tells about the other."""
+    lowest, low, high, highest = DAMPINGS
+    errors = {damping: error_of(damping) for damping in (low, high)}
+    beyond = highest if errors[high] < errors[low] else lowest
+    errors[beyond] = error_of(beyond)
+    best = min(errors, key=errors.__getitem__)
+    return best, errors[best]
 
 
 def _solution(
