@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import graphopt
@@ -15,6 +17,7 @@ from graphopt import files
 from graphopt.cli import main
 from graphopt.graph.edits import all_nodes
 from graphopt.presets import preset
+from graphopt.report.html import write_report
 from graphopt.report.html.blocks import repeated
 from graphopt.report.html.layout import layered
 from tests.pages import Page
@@ -77,6 +80,24 @@ def test_optimize_writes_a_report(digits: Path, tmp_path: Path) -> None:
     content = Page((tmp_path / "out.html").read_text(encoding="utf-8")).content
     assert content["before"]["name"] == "conv.onnx"
     assert content["after"]["name"] == "out.onnx"
+
+
+def test_layers_say_what_happened_and_why_not(digits: Path, tmp_path: Path) -> None:
+    """A layer that became two has both their shapes and bytes, one that was left alone its reason."""
+    samples = [{"image": image[None]} for image in np.load(digits / "calib.npz")["image"][:32]]
+    recipe = preset("low-rank", macs=0.8).changed(verify="outputs")
+    graphopt.optimize(digits / "conv.onnx", tmp_path / "out.onnx", recipe=recipe, data=samples)
+    write_report(tmp_path / "out.html", tmp_path / "out.onnx", digits / "conv.onnx", samples)
+    content = Page((tmp_path / "out.html").read_text(encoding="utf-8")).content
+    assert (content["samples"]["run"], content["samples"]["of"]) == (4, 32)
+    split = [layer for layer in content["layers"] if layer["steps"]]
+    assert split
+    for layer in split:
+        assert layer["steps"][-1].startswith("factorize: ")
+        assert len(layer["shapes_after"]) == 2
+        assert layer["bytes"] > layer["bytes_after"] >= 4 * sum(math.prod(shape) for shape in layer["shapes_after"])
+    left = [layer for layer in content["layers"] if not layer["steps"]]
+    assert all(any(told.startswith("not factorize: ") for told in layer["obstacles"]) for layer in left)
 
 
 def test_what_is_missing_is_one_line(page: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import graphopt
@@ -42,7 +43,9 @@ def check_all(original: Path, path: Path) -> None:
     lineage = Lineage.of(path, files.load(path))
     before, after = names_in(original), names_in(path)
     for name in after:
-        assert set(lineage.origins(name)[1]) <= before, name
+        origins = lineage.origins(name)[1]
+        assert origins, name
+        assert set(origins) <= before, name
     for name in before:
         assert set(lineage.fate(name)[1]) <= after, name
     for name in {name for rewrite in lineage.rewrites for name in (*rewrite.removed, *(each for pair in rewrite.merged for each in pair))}:
@@ -65,6 +68,39 @@ def test_every_name_has_its_story(digits: Path, optimized: Path) -> None:
     """Nodes of the result, nodes of the original, and values that others took the place of."""
     check_all(digits / "attention.onnx", optimized)
     assert agreeing(digits / "attention.onnx", optimized, 50) == 50
+
+
+@pytest.mark.parametrize("file", ["conv.onnx", "attention.onnx"])
+@pytest.mark.parametrize("name", ["int8", "low-rank", "cluster", "prune"])
+def test_approximations_are_told(digits: Path, tmp_path: Path, file: str, name: str) -> None:
+    """What decodes a weight, or stands beside a layer, comes from that layer; each layer that was approximated says how."""
+    samples = [{"image": image[None]} for image in np.load(digits / "calib.npz")["image"][:32]]
+    recipe = preset(name).changed(verify="outputs", min_sqnr=0.0)
+    graphopt.optimize(digits / file, tmp_path / "out.onnx", recipe=recipe, data=samples)
+    lineage = Lineage.of(tmp_path / "out.onnx", files.load(tmp_path / "out.onnx"))
+    before, after = names_in(digits / file), names_in(tmp_path / "out.onnx")
+    for each in after:
+        origins = lineage.origins(each)[1]
+        assert origins, each
+        assert set(origins) <= before, each
+    approximated = [rewrite for rewrite in lineage.rewrites if rewrite.predicted_error is not None]
+    assert approximated
+    for rewrite in approximated:
+        story = why(tmp_path / "out.onnx", rewrite.key.anchor)
+        assert rewrite in story.steps
+        assert after & set(rewrite.added) <= set(story.became)
+
+
+def test_constants_and_inputs_are_told(digits: Path, optimized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A constant of the model is told by the node that reads it, an input by itself."""
+    model = files.load(optimized)
+    weight = next(value for value in model.graph.initializers.values() if len(value.consumers()) == 1)
+    reader = weight.consumers()[0]
+    story = why(optimized, weight.name or "")
+    assert story.subject.startswith(f"a constant of the model, read by {reader.op_type}")
+    assert story.steps == why(optimized, reader.name or reader.outputs[0].name or "").steps
+    assert main(["why", str(optimized), "image"]) == 0
+    assert "an input of the model" in capsys.readouterr().out
 
 
 def test_every_name_in_real_models(zoo: Path, tmp_path: Path) -> None:
@@ -131,7 +167,7 @@ def test_names_that_come_and_go() -> None:
         Rewrite(Key("p", "scaled", "a/X")),
     ]
     lineage = Lineage(steps, (), (), "")
-    assert lineage.origins("a/X") == (steps[:3], ["a", "b"])
+    assert lineage.origins("a/X") == (steps, ["a", "b"])
     assert lineage.fate("a/X") == (steps[3:], ["a/X"])
     assert lineage.fate("b") == (steps[1:], ["a/X"])
     assert lineage.origins("c") == (steps[:2], ["a", "b"])

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt import files
-from graphopt.graph.edits import name_nodes
 from graphopt.graph.layers import Layer, layers_of
 from graphopt.graph.units import Block, Couplings, couplings_of
 from graphopt.presets import preset
+from graphopt.report.opening import open_model
 from graphopt.stage import Stage
 
 _MOST_REASONS = 12
@@ -73,9 +73,7 @@ def coupling_report(model: Path) -> CouplingReport:
         ModelFileError: the model cannot be read.
     """
     path = files.model_file(model)
-    loaded = files.load(path)
-    name_nodes(loaded)
-    simplified = Stage(tuple(preset("exact").build())).attempt(loaded, frozenset()).model
+    simplified = Stage(tuple(preset("exact").build())).attempt(open_model(path), frozenset()).model
     couplings = couplings_of(simplified)
     layers = [(layer, _free(layer, couplings)) for layer in layers_of(simplified)]
     staying = Counter[str]()

@@ -9,20 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import onnx_ir as ir
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from graphopt import files
 from graphopt.graph.difference import Alignment, Change, Flow, align, changes_of
-from graphopt.graph.edits import name_nodes
-from graphopt.graph.signature import signature_of
 from graphopt.graph.view import operator_of
+from graphopt.report.opening import Data, open_model, open_samples
 from graphopt.runtime.divergence import divergence
 from graphopt.runtime.fidelity import Fidelity
-from graphopt.runtime.session import SessionOptions
-from graphopt.samples import Samples
+from graphopt.runtime.session import Feed, SessionOptions
 
 _MOST_CHANGES = 40
 _MOST_VALUES = 20
@@ -162,7 +159,7 @@ _COUNTED: Mapping[str, str] = {
 def diff(
     a: str | Path,
     b: str | Path,
-    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    data: Data = None,
     *,
     options: SessionOptions | None = None,
 ) -> Difference:
@@ -180,13 +177,12 @@ def diff(
         SessionError: a model does not load, or does not run on the samples.
     """
     paths = files.model_file(Path(a)), files.model_file(Path(b))
-    models = _named(paths[0]), _named(paths[1])
+    models = open_model(paths[0]), open_model(paths[1])
     first = Flow(models[0])
     alignment = align(first, Flow(models[1], like=first))
     values = None
     if data is not None:
-        samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(models[0]))
-        values = partings_of(alignment, samples, options)
+        values = partings_of(alignment, open_samples(paths[0], models[0], data, options), options)
     nodes = len(alignment.a.nodes), len(alignment.b.nodes)
     pairs = {
         place: Pair((operator_of(node), node.name or ""), (operator_of(twin), twin.name or ""))
@@ -196,15 +192,9 @@ def diff(
     return Difference(paths[0], paths[1], nodes, pairs, changes_of(alignment), values)
 
 
-def _named(path: Path) -> ir.Model:
-    model = files.load(path)
-    name_nodes(model)
-    return model
-
-
 def partings_of(
     alignment: Alignment,
-    samples: Samples,
+    samples: Iterable[Feed],
     options: SessionOptions | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[Parting]:
@@ -214,7 +204,7 @@ def partings_of(
 
     Args:
         alignment: of the models.
-        samples: for both.
+        samples: for both; gone through several times.
         options: how to run.
         shapes: of the first model's values with the first sample, where they are known.
 

@@ -17,11 +17,10 @@ from graphopt.result import ledger_beside
 
 
 class _Places(NamedTuple):
-    """The numbers of the rewrites that made, took, and changed in place a node, by its name."""
+    """The numbers of the rewrites that a node came out of, and of those that it went into, by its name."""
 
     made: dict[str, list[int]]
     taken: dict[str, list[int]]
-    changed: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -97,26 +96,25 @@ class Lineage:
                 yield rewrite.key.anchor
 
     def origins(self, node: str) -> tuple[list[Rewrite], list[str]]:
-        """What led to a node, be it of the result or one that was made on the way.
+        """What led to a node as it is in the end, or as it was before it went.
 
         Returns:
             The rewrites, first to last, and the nodes of the original that they started from.
         """
         chain: set[int] = set()
         found: set[str] = set()
-        pending, seen = [(node, self._last_made(node, len(self.rewrites)) + 1)], set()
+        pending, seen = [(node, self._last_life(node).stop)], set()
         while pending:
             name, limit = pending.pop()
-            made = self._last_made(name, limit)
+            made = max((number for number in self._places.made.get(name, ()) if number < limit), default=-1)
             if (name, made) in seen:
                 continue
             seen.add((name, made))
-            chain.update(number for number in self._places.changed.get(name, ()) if made < number < limit)
             if made < 0:
                 found.add(name)
             else:
                 chain.add(made)
-                pending.extend((each, made) for each in self.rewrites[made].removed)
+                pending.extend((each, made) for each in _before(self.rewrites[made]))
         return [self.rewrites[number] for number in sorted(chain)], sorted(found)
 
     def fate(self, node: str) -> tuple[list[Rewrite], list[str]]:
@@ -127,34 +125,33 @@ class Lineage:
         """
         chain: set[int] = set()
         found: set[str] = set()
-        pending, seen = [(node, self._last_made(node, len(self.rewrites)) + 1)], set()
+        pending, seen = [(node, self._last_life(node).start)], set()
         while pending:
             name, start = pending.pop()
             taken = next((number for number in self._places.taken.get(name, ()) if number >= start), len(self.rewrites))
             if (name, taken) in seen:
                 continue
             seen.add((name, taken))
-            chain.update(number for number in self._places.changed.get(name, ()) if start <= number < taken)
             if taken == len(self.rewrites):
                 found.add(name)
             else:
                 chain.add(taken)
-                pending.extend((each, taken + 1) for each in self.rewrites[taken].added)
+                pending.extend((each, taken + 1) for each in _after(self.rewrites[taken]))
         return [self.rewrites[number] for number in sorted(chain)], sorted(found)
 
-    def _last_made(self, name: str, limit: int) -> int:
-        """The last rewrite before some number that made a node of this name; -1 where none did."""
-        return max((number for number in self._places.made.get(name, ()) if number < limit), default=-1)
+    def _last_life(self, name: str) -> range:
+        """The rewrites during which the last node of this name was there."""
+        start = max((number + 1 for number in self._places.made.get(name, ()) if name in self.rewrites[number].added), default=0)
+        ends = (number for number in self._places.taken.get(name, ()) if number >= start and name in self.rewrites[number].removed)
+        return range(start, next(ends, len(self.rewrites)))
 
     @cached_property
     def _places(self) -> _Places:
-        places = _Places({}, {}, {})
+        places = _Places({}, {})
         for number, rewrite in enumerate(self.rewrites):
-            for index, names in ((places.made, rewrite.added), (places.taken, rewrite.removed)):
+            for index, names in ((places.made, _after(rewrite)), (places.taken, _before(rewrite))):
                 for name in names:
                     index.setdefault(name, []).append(number)
-            if rewrite.key.anchor not in (*rewrite.removed, *rewrite.added):
-                places.changed.setdefault(rewrite.key.anchor, []).append(number)
         return places
 
     def merges(self, value: str) -> list[Rewrite]:
@@ -166,3 +163,24 @@ class Lineage:
         for rewrite in self.rewrites:
             value = dict(rewrite.merged).get(value, value)
         return value
+
+
+def titled(key: Key) -> str:
+    """The pass and its rule."""
+    return f"{key.pass_name}/{key.rule}" if key.rule else key.pass_name
+
+
+def _stays(rewrite: Rewrite) -> tuple[str, ...]:
+    """The node that a rewrite changed in its place, where there is one."""
+    anchor = rewrite.key.anchor
+    return (anchor,) if anchor and anchor not in (*rewrite.removed, *rewrite.added) else ()
+
+
+def _before(rewrite: Rewrite) -> tuple[str, ...]:
+    """The nodes that went into a rewrite."""
+    return (*_stays(rewrite), *rewrite.removed)
+
+
+def _after(rewrite: Rewrite) -> tuple[str, ...]:
+    """The nodes that came out of it."""
+    return (*_stays(rewrite), *rewrite.added)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from rich.console import Group
 from rich.table import Table
@@ -16,20 +16,18 @@ from rich.text import Text
 
 from graphopt import files
 from graphopt.graph.cost import cost_of
-from graphopt.graph.edits import name_nodes
-from graphopt.graph.signature import signature_of
 from graphopt.graph.view import View
 from graphopt.report.attribution import Executed, attribute
+from graphopt.report.opening import Data, open_model, open_samples
+from graphopt.report.sizing import shapes_at
 from graphopt.runtime.profile import profile
 from graphopt.runtime.roofline import Roofline, measure_roofline
-from graphopt.runtime.session import SessionOptions
+from graphopt.runtime.session import Feed, SessionOptions
 from graphopt.runtime.timing import Load, load_and_memory
-from graphopt.runtime.trace import ShapeTracer
-from graphopt.runtime.trial import runnable_samples
-from graphopt.samples import Samples
 
-_FEEDS = 4
-_SECONDS = 2.0
+FEEDS = 4
+"""Samples of which a profile is made."""
+
 _MOST_NODES = 20
 _MOST_KERNELS = 12
 _MOST_NAMES = 3
@@ -92,14 +90,6 @@ class Profile:
         """Of all nodes, in one inference."""
         return sum(node.seconds for node in self.nodes)
 
-    def kernels(self) -> dict[str, tuple[int, float]]:
-        """How many nodes run as each kernel, and their seconds; those that take longest first."""
-        found: dict[str, tuple[int, float]] = {}
-        for node in self.nodes:
-            count, seconds = found.get(node.kernel, (0, 0.0))
-            found[node.kernel] = count + 1, seconds + node.seconds
-        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
-
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``version`` counts changes of this form."""
         nodes = [vars(node) | {"intensity": node.intensity, "reached": node.reached(self.roofline)} for node in self.nodes]
@@ -110,7 +100,7 @@ class Profile:
             "load": vars(self.load),
             "roofline": vars(self.roofline),
             "samples": {"source": self.source, "synthetic": self.synthetic},
-            "kernels": {kernel: {"count": count, "seconds": seconds} for kernel, (count, seconds) in self.kernels().items()},
+            "kernels": {kernel: {"count": count, "seconds": seconds} for kernel, (count, seconds) in kernels_of(self.nodes).items()},
             "nodes": nodes,
         }
 
@@ -128,7 +118,7 @@ class Profile:
 
     def _kernels(self) -> Table:
         table = _table("kernel", "nodes", "ms", "share")
-        shown = list(self.kernels().items())
+        shown = list(kernels_of(self.nodes).items())
         for kernel, (count, seconds) in shown[:_MOST_KERNELS]:
             table.add_row(kernel, str(count), f"{seconds * 1e3:.3f}", self._share(seconds))
         rest = [part for _, part in shown[_MOST_KERNELS:]]
@@ -160,11 +150,7 @@ class Profile:
 
 
 def profile_of(
-    path: str | Path,
-    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
-    *,
-    shapes: Mapping[str, int] | None = None,
-    options: SessionOptions | None = None,
+    path: str | Path, data: Data = None, *, shapes: Mapping[str, int] | None = None, options: SessionOptions | None = None
 ) -> Profile:
     """Profiles a model under ONNX Runtime, and maps what runs back to the file's own nodes.
 
@@ -180,37 +166,46 @@ def profile_of(
         SessionError: the model does not load or run.
     """
     file = files.model_file(Path(path))
-    model = files.load(file)
-    name_nodes(model)
-    if data is None:
-        samples = runnable_samples(model, shapes, options, count=1, path=file)
-    else:
-        samples = data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
-    return profile_model(file, model, samples, traced_shapes(model, samples, options), options)
-
-
-def traced_shapes(model: ir.Model, samples: Samples, options: SessionOptions | None = None) -> list[dict[str, tuple[int, ...]]]:
-    """The shapes of all values of the main graph, for each of the samples that a profile runs."""
-    tracer = ShapeTracer(model, options)
-    return [tracer.run(feed) for feed in islice(samples, _FEEDS)]
-
-
-def profile_model(
-    file: Path, model: ir.Model, samples: Samples, traced: Sequence[Mapping[str, tuple[int, ...]]], options: SessionOptions | None = None
-) -> Profile:
-    """Profiles a model that has been loaded, with a name for each node, and of which the shapes are known; see :func:`profile_of`."""
-    feeds = list(islice(samples, _FEEDS))
-    executed = attribute(model, profile(file, feeds, options, _SECONDS))
-    macs = _mean_macs(model, traced)
-    sizes = _sizes(model, traced)
+    model = open_model(file)
+    samples = open_samples(file, model, data, options, shapes=shapes)
+    feeds = list(islice(samples, FEEDS))
     return Profile(
         file.name,
-        [_node(each, macs, sizes) for each in executed],
+        profiles_of_nodes(file, model, feeds, shapes_at(model, feeds, options), options),
         measure_roofline(options),
         load_and_memory(file, feeds, options),
         samples.description,
         samples.is_synthetic,
     )
+
+
+def profiles_of_nodes(
+    file: Path, model: ir.Model, feeds: Sequence[Feed], shapes: Sequence[Mapping[str, tuple[int, ...]]], options: SessionOptions | None
+) -> list[NodeProfile]:
+    """What the executed nodes of a model take, in order.
+
+    Args:
+        file: that holds the model.
+        model: of which each node has a name.
+        feeds: to run.
+        shapes: of all values of the main graph, for each feed.
+        options: how to run.
+
+    Raises:
+        SessionError: the model does not load or run.
+    """
+    executed = attribute(model, profile(file, feeds, options))
+    macs, sizes = _mean_macs(model, shapes), _sizes(model, shapes)
+    return [_node(each, macs, sizes) for each in executed]
+
+
+def kernels_of(nodes: Iterable[NodeProfile]) -> dict[str, tuple[int, float]]:
+    """How many nodes run as each kernel, and their seconds; those that take longest first."""
+    found: dict[str, tuple[int, float]] = {}
+    for node in nodes:
+        count, seconds = found.get(node.kernel, (0, 0.0))
+        found[node.kernel] = count + 1, seconds + node.seconds
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
 def _mean_macs(model: ir.Model, traced: Sequence[Mapping[str, tuple[int, ...]]]) -> dict[str, int]:
@@ -229,7 +224,7 @@ def _sizes(model: ir.Model, traced: Sequence[Mapping[str, tuple[int, ...]]]) -> 
     values = [*model.graph.inputs, *model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
     known = [(value.name or "", view.dtype(value)) for value in values if value.name]
     return {
-        name: int(np.mean([np.prod(shapes[name]) for shapes in traced]) * dtype.itemsize)
+        name: int(sum(math.prod(shapes[name]) for shapes in traced) / len(traced) * dtype.itemsize)
         for name, dtype in known
         if dtype is not None and dtype != ir.DataType.STRING and all(name in shapes for shapes in traced)
     }

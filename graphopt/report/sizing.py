@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -12,9 +12,10 @@ from graphopt.graph.edits import all_nodes
 from graphopt.graph.shapes import dims
 from graphopt.graph.shapes.inference import Dim, shapes_of
 from graphopt.graph.signature import signature_of
-from graphopt.runtime.trace import trace_shapes
+from graphopt.runtime.session import Feed, SessionOptions
+from graphopt.runtime.trace import ShapeTracer, trace_shapes
 from graphopt.samples import Samples, plausible_shapes
-from graphopt.samples.sizes import complete
+from graphopt.samples.sizes import complete, open_axes
 
 
 def sized_cost(model: ir.Model, given: Mapping[str, int]) -> tuple[dict[str, int], Cost]:
@@ -42,6 +43,26 @@ def sized_cost(model: ir.Model, given: Mapping[str, int]) -> tuple[dict[str, int
         return lengths, cost_of(model, derived | trace_shapes(model, feed))
     except GraphoptError:  # it does not run here, or not at these lengths: what is known is told
         return lengths, cost
+
+
+def shapes_at(model: ir.Model, feeds: Sequence[Feed], options: SessionOptions | None = None) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of all values of the main graph for each of some feeds: derived, or traced where that does not suffice.
+
+    Raises:
+        SessionError: the model has to be traced, and does not load or run.
+    """
+    symbolic = _symbolic(model)
+    found = [_bound(model, symbolic, _lengths(model, feed)) for feed in feeds]
+    made = {value.name for node in model.graph for value in node.outputs if value.name}
+    fit = (shapes.get(name) == array.shape for shapes, feed in zip(found, feeds, strict=True) for name, array in feed.items())
+    if all(made <= shapes.keys() for shapes in found) and all(fit):
+        return found
+    tracer = ShapeTracer(model, options)
+    return [tracer.run(feed) for feed in feeds]
+
+
+def _lengths(model: ir.Model, feed: Feed) -> dict[str, int]:
+    return {axis.symbol: feed[axis.port.name].shape[axis.index] for axis in open_axes(signature_of(model))}
 
 
 def _misfit(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:

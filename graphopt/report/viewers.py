@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from graphopt import files
 from graphopt.errors import LedgerError, ModelFileError
 from graphopt.files.atomic import PendingFile
-from graphopt.graph.edits import all_nodes, name_nodes
-from graphopt.report.lineage import Lineage
-from graphopt.report.profile import NodeProfile, profile_of
+from graphopt.graph.edits import all_nodes
+from graphopt.report.lineage import Lineage, titled
+from graphopt.report.opening import Data, open_model, open_samples
+from graphopt.report.profile import FEEDS, NodeProfile, profiles_of_nodes
+from graphopt.report.sizing import shapes_at
 from graphopt.runtime.session import SessionOptions
-from graphopt.samples import Samples
 
 _PREFIX = "graphopt."
 _GRADIENT = ({"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#e5532d"})
@@ -38,22 +39,22 @@ class _Known:
     executed: Mapping[str, NodeProfile]
 
     @classmethod
-    def of(cls, file: Path, data: Samples | str | Path | Iterable[Mapping[str, Any]] | None, options: SessionOptions | None) -> _Known:
-        model = files.load(file)
-        name_nodes(model)
+    def of(cls, file: Path, data: Data, options: SessionOptions | None) -> _Known:
+        model = open_model(file)
         try:
             lineage = Lineage.of(file, model)
         except LedgerError:  # anyone's model: its times can be told all the same
             lineage = None
-        profile = profile_of(file, data, options=options)
-        return cls(model, lineage, {name: node for node in profile.nodes for name in node.nodes})
+        feeds = list(islice(open_samples(file, model, data, options), FEEDS))
+        nodes = profiles_of_nodes(file, model, feeds, shapes_at(model, feeds, options), options)
+        return cls(model, lineage, {name: node for node in nodes for name in node.nodes})
 
     def facts(self, name: str) -> dict[str, str]:
         """What is known of a node, in words and numbers."""
         found: dict[str, str] = {}
         steps, origins = ([], []) if self.lineage is None else self.lineage.origins(name)
         if steps:
-            found["made_by"] = ", ".join(f"{step.key.pass_name}/{step.key.rule}".rstrip("/") for step in steps)
+            found["made_by"] = ", ".join(titled(step.key) for step in steps)
             found["comes_from"] = ", ".join(origins)
         errors = [step.predicted_error for step in steps if step.predicted_error is not None]
         if errors:
@@ -70,7 +71,7 @@ class _Known:
 def write_annotated(
     target: str | Path,
     model: str | Path,
-    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    data: Data = None,
     *,
     options: SessionOptions | None = None,
 ) -> Path:
@@ -105,7 +106,7 @@ def write_annotated(
 def write_node_data(
     target: str | Path,
     model: str | Path,
-    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    data: Data = None,
     *,
     options: SessionOptions | None = None,
 ) -> Path:

@@ -14,11 +14,12 @@ from rich.text import Text
 
 from graphopt import files
 from graphopt.errors import GraphoptError, LedgerError
-from graphopt.graph.edits import all_nodes, name_nodes
+from graphopt.graph.edits import all_nodes
 from graphopt.graph.view import operator_of
-from graphopt.ledger import Drop, Key, Miss, Rewrite
+from graphopt.ledger import Drop, Miss, Rewrite
 from graphopt.report.catalogue import summary_of
-from graphopt.report.lineage import Lineage
+from graphopt.report.lineage import Lineage, titled
+from graphopt.report.opening import open_model
 
 _MOST_NAMES = 12
 
@@ -66,7 +67,7 @@ class Why:
         if not self.steps:
             lines.append(Text("as in the original: no rewrite made it, changed it or took it"))
         for number, step in enumerate(self.steps, 1):
-            lines.append(Text.assemble(f"{number}. ", (_title(step.key), "cyan"), f"  {_about(step)}"))
+            lines.append(Text.assemble(f"{number}. ", (titled(step.key), "cyan"), f"  {_about(step)}"))
             lines.extend(Text(f"   {what} {_listed(names)}") for what, names in (("removed", step.removed), ("made", step.added)) if names)
             if step.merged:
                 lines.append(Text(f"   values: {_listed([f'{old} is now {new}' for old, new in step.merged])}"))
@@ -75,7 +76,7 @@ class Why:
         if self.steps:
             lines.append(Text(f"became {_listed(self.became)}" if self.became else "nothing of it is left: folded away, or nobody used it"))
         lines.extend(Text(f"taken back: {drop.key}: {drop.reason or 'reasons stand beside the file'}", "yellow") for drop in self.refused)
-        lines.extend(Text(f"nearly: {_title(miss.key)} at {miss.key.anchor}: {miss.reason}", "yellow") for miss in self.misses)
+        lines.extend(Text(f"nearly: {titled(miss.key)} at {miss.key.anchor}: {miss.reason}", "yellow") for miss in self.misses)
         return Group(*lines, Text(f"by {self.source}", style="dim"))
 
 
@@ -91,11 +92,10 @@ def why(path: str | Path, name: str) -> Why:
         LedgerError: there is no ledger, or neither it nor the model knows the name.
     """
     file = files.model_file(Path(path))
-    model = files.load(file)
-    name_nodes(model)
+    model = open_model(file)
     lineage = Lineage.of(file, model)
     nodes = {node.name or "": node for node in all_nodes(model)}
-    node, subject = _found(name, nodes, lineage)
+    node, subject = _found(name, model, nodes, lineage)
     steps, origins = lineage.origins(node)
     later, became = lineage.fate(node)
     steps += [step for step in (*later, *lineage.merges(name)) if step not in steps]
@@ -112,7 +112,7 @@ def why(path: str | Path, name: str) -> Why:
     )
 
 
-def _found(name: str, nodes: Mapping[str, ir.Node], lineage: Lineage) -> tuple[str, str]:
+def _found(name: str, model: ir.Model, nodes: Mapping[str, ir.Node], lineage: Lineage) -> tuple[str, str]:
     """The node that a name stands for, and what it is in words."""
     if name in nodes:
         return name, f"{operator_of(nodes[name])} of the model"
@@ -127,16 +127,24 @@ def _found(name: str, nodes: Mapping[str, ir.Node], lineage: Lineage) -> tuple[s
     unnamed = next((each for each in gone if each.partition(":")[2] == name), None)
     if unnamed is not None:
         return unnamed, f"made by {unnamed}, a node that is gone"
+    read = {value.name: value for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    if current in read:
+        return _read(name, read[current])
     if lineage.merges(name):
-        return name, f"a value that is gone{'' if current == name else f', now {current}, an input or a constant'}"
-    known = [*nodes, *(key for key in makers if key), *lineage.names]
+        return name, "a value that is gone"
+    known = [*nodes, *(key for key in makers if key), *(key for key in read if key), *lineage.names]
     close = difflib.get_close_matches(name, dict.fromkeys(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise LedgerError(f"neither the model nor its ledger knows {name!r}{hint}")
 
 
-def _title(key: Key) -> str:
-    return f"{key.pass_name}/{key.rule}" if key.rule else key.pass_name
+def _read(name: str, value: ir.Value) -> tuple[str, str]:
+    """A constant is told by its first reader, an input of the model by itself."""
+    readers = [f"{operator_of(node)} {node.name}" for node in value.consumers()]
+    merged = "" if value.name == name else f"a value of the original, now {value.name}, "
+    is_input = value.is_graph_input()
+    told = f"{merged}{'an input' if is_input else 'a constant'} of the model{f', read by {_listed(readers)}' if readers else ''}"
+    return name if is_input or merged or not readers else value.consumers()[0].name or "", told
 
 
 def _about(step: Rewrite) -> str:

@@ -152,11 +152,13 @@ def _integer_distance(reference: np.ndarray, found: np.ndarray) -> float:
 def _floats(name: str, reference: np.ndarray, found: np.ndarray) -> Fidelity:
     wide = np.complex128 if reference.dtype.kind == "c" else np.float64
     a, b = reference.astype(wide), found.astype(wide)
-    equal = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.where(equal, 0.0, np.abs(a - b))
-    gap[np.isnan(gap)] = math.inf
-    finite = np.abs(a[np.isfinite(a)])
+        gap = np.abs(a - b)
+    finite = np.abs(a)
+    if not np.isfinite(gap.max(initial=0.0)):
+        gap[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+        gap[np.isnan(gap)] = math.inf
+        finite = finite[np.isfinite(a)]
     scale = float(finite.max(initial=0.0))
     max_abs = float(gap.max(initial=0.0))
     comparable = a.ndim > 0 and a.size > 0 and a.shape[-1] > 1 and wide is np.float64
@@ -168,7 +170,7 @@ def _floats(name: str, reference: np.ndarray, found: np.ndarray) -> Fidelity:
         relative=max_abs / scale if scale else max_abs,
         signal=float(np.square(finite).sum()),
         noise=float(np.square(gap).sum()),
-        different=int(a.size - np.count_nonzero(equal)),
+        different=int(np.count_nonzero(gap)),
         top1_equal=int(np.count_nonzero(agree)),
         top1_total=agree.size,
     )

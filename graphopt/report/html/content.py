@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ from graphopt import __version__, files
 from graphopt.errors import LedgerError
 from graphopt.graph.cost import Cost, NodeCost, cost_of
 from graphopt.graph.difference import Alignment, Flow, align
-from graphopt.graph.edits import name_nodes
 from graphopt.graph.layers import Layer, layers_of
-from graphopt.graph.signature import signature_of
+from graphopt.ledger import Drop, Miss
 from graphopt.report.diff import Parting, partings_of
 from graphopt.report.html.graph import drawing_of
 from graphopt.report.html.histograms import histograms_of
-from graphopt.report.lineage import Lineage
-from graphopt.report.profile import NodeProfile, Profile, profile_model, traced_shapes
+from graphopt.report.lineage import Lineage, titled
+from graphopt.report.opening import Data, open_model, open_samples
+from graphopt.report.profile import FEEDS, NodeProfile, kernels_of, profiles_of_nodes
+from graphopt.report.sizing import shapes_at
 from graphopt.result import ledger_beside
 from graphopt.runtime.session import Feed, SessionOptions
-from graphopt.runtime.trial import runnable_samples
+from graphopt.runtime.timing import Load, load_and_memory
 from graphopt.samples import Samples
+
+_SCALES = frozenset({"equalize", "smooth"})
+"""Passes after which channels between layers carry multiples of what they carried."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,27 @@ class Side:
         path: its file.
         model: with a name for each node.
         shapes: of all its values, at the first sample's sizes.
-        profile: where its time goes.
-        feed: a sample.
+        nodes: what the runtime executes.
+        load: what loading takes, and the peak of memory.
+        feeds: samples that it was run on.
         options: how it runs.
     """
 
     path: Path
     model: ir.Model
     shapes: Mapping[str, tuple[int, ...]]
-    profile: Profile
-    feed: Feed
+    nodes: Sequence[NodeProfile]
+    load: Load
+    feeds: Sequence[Feed]
     options: SessionOptions | None
 
     @classmethod
     def of(cls, file: Path, model: ir.Model, samples: Samples, options: SessionOptions | None) -> Side:
         """Profiles a model that has been loaded from a file."""
-        traced = traced_shapes(model, samples, options)
-        return cls(file, model, traced[0], profile_model(file, model, samples, traced, options), next(iter(samples)), options)
+        feeds = list(islice(samples, FEEDS))
+        shapes = shapes_at(model, feeds, options)
+        nodes = profiles_of_nodes(file, model, feeds, shapes, options)
+        return cls(file, model, shapes[0], nodes, load_and_memory(file, feeds, options), feeds, options)
 
     @cached_property
     def cost(self) -> Cost:
@@ -68,9 +77,14 @@ class Side:
         return {node.name: node for node in self.cost.nodes}
 
     @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The layers of the main graph by name, in order."""
+        return {layer.name: layer for layer in layers_of(self.model) if layer.graph is self.model.graph}
+
+    @cached_property
     def executed(self) -> dict[str, NodeProfile]:
         """The executed node that computes each node of the file."""
-        return {name: node for node in self.profile.nodes for name in node.nodes}
+        return {name: node for node in self.nodes for name in node.nodes}
 
     def seconds(self, names: Iterable[str]) -> float:
         """What the executed nodes take that compute some nodes of the file, each once."""
@@ -85,59 +99,48 @@ class Side:
             "nodes": len(Flow(self.model).nodes),
             "parameters": self.cost.parameters,
             "macs": self.cost.macs,
-            "milliseconds": self.profile.seconds * 1e3,
-            "load_milliseconds": self.profile.load.seconds * 1e3,
-            "peak_mb": self.profile.load.peak_mb,
+            "milliseconds": sum(node.seconds for node in self.nodes) * 1e3,
+            "load_milliseconds": self.load.seconds * 1e3,
+            "peak_mb": self.load.peak_mb,
         }
 
 
 def content_of(
     result: Path,
     original: Path | None,
-    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None,
+    data: Data,
     options: SessionOptions | None,
 ) -> dict[str, Any]:
     """Measures what the page shows; see :func:`graphopt.report.html.write_report`."""
     file = files.model_file(result)
-    model = _named(file)
-    first, its = (file, model) if original is None else (found := files.model_file(original), _named(found))
-    samples = _samples(first, its, data, options)
+    model = open_model(file)
+    first, its = (file, model) if original is None else (found := files.model_file(original), open_model(found))
+    samples = open_samples(first, its, data, options, count=2)
     after = Side.of(file, model, samples, options)
     before = None if original is None else Side.of(first, its, samples, options)
     lineage = _lineage(file, after.model)
     alignment = None if before is None else _aligned(before.model, after.model)
-    values = [] if alignment is None or before is None else partings_of(alignment, samples, options, before.shapes)
+    values = [] if alignment is None or before is None else partings_of(alignment, before.feeds, options, before.shapes)
     base = before or after
-    layers, by_name = _layers(base.model), {value.a: value for value in values}
+    values = _unscaled(values, base.model, lineage)
+    by_name = {value.a: value for value in values}
     return {
         "version": 1,
         "made_by": f"graphopt {__version__}",
-        "samples": {"source": samples.description, "synthetic": samples.is_synthetic},
+        "samples": {"source": samples.description, "run": len(base.feeds), "of": len(samples), "synthetic": samples.is_synthetic},
         "before": None if before is None else before.summary(),
         "after": after.summary(),
         "run": _run(file),
         "passes": _passes(lineage),
         "refused": [{"rewrite": str(drop.key), "reason": drop.reason} for drop in lineage.refused],
         "misses": [{"rule": str(miss.key), "reason": miss.reason} for miss in lineage.misses],
-        "layers": [_layer(layer, base, after if before else None, lineage, by_name) for layer in layers],
+        "layers": [_layer(layer, base, after if before else None, lineage, by_name) for layer in base.layers.values()],
         "sizes": {"before": None if before is None else _sizes(before), "after": _sizes(after)},
         "times": {"before": None if before is None else _times(before), "after": _times(after)},
         "errors": [_error(number, value) for number, value in enumerate(values) if not value.fidelity.exact],
-        "histograms": histograms_of(base.model, base.feed, [layer.name for layer in layers], options),
+        "histograms": histograms_of(base.model, base.feeds[0], [layer.name for layer in base.layers.values()], options),
         "graph": drawing_of(after.model, lineage, {name: _execution(node) for name, node in after.executed.items()}),
     }
-
-
-def _named(file: Path) -> ir.Model:
-    model = files.load(file)
-    name_nodes(model)
-    return model
-
-
-def _samples(file: Path, model: ir.Model, data: Any, options: SessionOptions | None) -> Samples:
-    if data is None:
-        return runnable_samples(model, None, options, count=2, path=file)
-    return data if isinstance(data, Samples) else Samples.open(data, signature_of(model))
 
 
 def _lineage(path: Path, model: ir.Model) -> Lineage:
@@ -153,8 +156,12 @@ def _aligned(a: ir.Model, b: ir.Model) -> Alignment:
     return align(first, Flow(b, like=first))
 
 
-def _layers(model: ir.Model) -> list[Layer]:
-    return [layer for layer in layers_of(model) if layer.graph is model.graph]
+def _unscaled(values: Iterable[Parting], model: ir.Model, lineage: Lineage) -> list[Parting]:
+    """Those that stand for the same numbers: what lies between two layers whose channels were scaled is no error."""
+    nodes = {node.name or "": node for node in model.graph}
+    scaled = (nodes[name] for name in {step.key.anchor for step in lineage.rewrites if step.key.pass_name in _SCALES} if name in nodes)
+    read = {value.name for node in scaled for value in node.inputs if value is not None}
+    return [value for value in values if value.a not in read]
 
 
 def _run(path: Path) -> dict[str, Any] | None:
@@ -177,6 +184,7 @@ def _passes(lineage: Lineage) -> list[dict[str, Any]]:
 
 def _layer(layer: Layer, base: Side, after: Side | None, lineage: Lineage, values: Mapping[str, Parting]) -> dict[str, Any]:
     steps, became = lineage.fate(layer.name)
+    against: list[Drop | Miss] = [*lineage.refused, *lineage.misses]
     row: dict[str, Any] = {
         "name": layer.name,
         "operator": layer.node.op_type,
@@ -186,20 +194,35 @@ def _layer(layer: Layer, base: Side, after: Side | None, lineage: Lineage, value
         "milliseconds": base.seconds([layer.name]) * 1e3,
         "kernel": base.executed[layer.name].kernel if layer.name in base.executed else "",
         "passes": list(dict.fromkeys(step.key.pass_name for step in steps)),
+        "steps": [f"{titled(step.key)}: {step.reason}" if step.reason else titled(step.key) for step in steps],
+        "obstacles": [f"not {titled(each.key)}: {each.reason}" for each in against if each.key.anchor == layer.name],
         "expected_error": next((step.predicted_error for step in reversed(steps) if step.predicted_error is not None), None),
     }
     if after is None:
         return row
     kept = [name for name in became if name in after.costs]
-    slowest = max((after.executed[name] for name in kept if name in after.executed), key=lambda node: node.seconds, default=None)
-    own = values.get(layer.node.outputs[0].name or "")
+    working = [name for name in kept if name in after.layers] or kept  # what feeds a kernel with codes may be part of another kernel
+    slowest = max((after.executed[name] for name in working if name in after.executed), key=lambda node: node.seconds, default=None)
     return row | {
         "became": kept,
+        "shapes_after": [list(after.layers[name].shape) for name in kept if name in after.layers],
         "bytes_after": sum(after.costs[name].bytes for name in kept),
-        "milliseconds_after": after.seconds(kept) * 1e3,
+        "milliseconds_after": after.seconds(working) * 1e3,
         "kernel_after": "" if slowest is None else slowest.kernel,
-        "decibels": None if own is None or not math.isfinite(own.fidelity.sqnr_db) else own.fidelity.sqnr_db,
+        "decibels": _decibels(layer, base, values),
     }
+
+
+def _decibels(layer: Layer, base: Side, values: Mapping[str, Parting]) -> float | None:
+    """How far a layer's output is from its counterpart, or where it has none, the next value that has one before another layer."""
+    value = layer.node.outputs[0]
+    while (value.name or "") not in values:
+        users = value.consumers()
+        if len(users) != 1 or users[0].name in base.layers or users[0].graph is not base.model.graph:
+            return None
+        value = users[0].outputs[0]
+    found = values[value.name or ""].fidelity.sqnr_db
+    return found if math.isfinite(found) else None
 
 
 def _sizes(side: Side) -> dict[str, int]:
@@ -210,7 +233,7 @@ def _sizes(side: Side) -> dict[str, int]:
 
 
 def _times(side: Side) -> dict[str, float]:
-    return {kernel: seconds * 1e3 for kernel, (_, seconds) in side.profile.kernels().items()}
+    return {kernel: seconds * 1e3 for kernel, (_, seconds) in kernels_of(side.nodes).items()}
 
 
 def _error(number: int, value: Parting) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from graphopt.graph.view import View, operator_of
 from graphopt.report.catalogue import summary_of
 from graphopt.report.html.blocks import repeated
 from graphopt.report.html.layout import layered
-from graphopt.report.lineage import Lineage
+from graphopt.report.lineage import Lineage, titled
 
 _LONGEST = 120
 
@@ -44,10 +44,9 @@ def drawing_of(model: ir.Model, lineage: Lineage, executions: Mapping[str, Mappi
     outer = list(dict.fromkeys(folded.values()))
     across = list(dict.fromkeys((folded[tail], folded[head]) for tail, head in edges if folded[tail] != folded[head]))
     places, folded_places = layered(names, edges), layered(_sorted(outer, across), across)
-    makers = _makers(lineage)
     return {
         "nodes": [
-            {"id": name, "block": block_of.get(name), "at": places[name], "made_by": makers.get(name, "")}
+            {"id": name, "block": block_of.get(name), "at": places[name]}
             | _story(flow, view, node, lineage)
             | {"execution": executions.get(name)}
             for name, node in zip(names, flow.nodes, strict=True)
@@ -78,19 +77,16 @@ def _sorted(nodes: list[str], edges: list[tuple[str, str]]) -> list[str]:
     return list(order)
 
 
-def _makers(lineage: Lineage) -> dict[str, str]:
-    return {name: rewrite.key.pass_name for rewrite in lineage.rewrites for name in rewrite.added}
-
-
 def _story(flow: Flow, view: View, node: ir.Node, lineage: Lineage) -> dict[str, Any]:
     steps, origins = lineage.origins(node.name or "")
     return {
         "operator": operator_of(node),
+        "made_by": steps[-1].key.pass_name if steps else "",
         "attributes": {name: _short(found.value) for name, found in node.attributes.items() if found.type != ir.AttributeType.GRAPH},
         "inputs": [_described(flow, view, value) for value in node.inputs if value is not None],
         "outputs": [_described(flow, view, value) for value in node.outputs],
         "origins": origins if steps else [],
-        "steps": [{"rewrite": f"{s.key.pass_name}/{s.key.rule}".rstrip("/"), "about": s.reason or _summary(*s.key[:2])} for s in steps],
+        "steps": [{"rewrite": titled(s.key), "about": s.reason or _summary(*s.key[:2])} for s in steps],
     }
 
 

@@ -12,8 +12,8 @@ from graphopt.files.atomic import PendingFile
 from graphopt.report.diff import Difference
 from graphopt.report.html.content import content_of
 from graphopt.report.html.difference import difference_content
+from graphopt.report.opening import Data
 from graphopt.runtime.session import SessionOptions
-from graphopt.samples import Samples
 
 _LIBRARIES = ("cytoscape.min.js", "chart.umd.min.js")
 _COMMON = "common.js"
@@ -23,7 +23,7 @@ def write_report(
     target: str | Path,
     result: str | Path,
     original: str | Path | None = None,
-    data: Samples | str | Path | Iterable[Mapping[str, Any]] | None = None,
+    data: Data = None,
     *,
     options: SessionOptions | None = None,
 ) -> Path:

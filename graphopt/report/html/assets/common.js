@@ -20,7 +20,11 @@ const graphoptPage = (() => {
     let sorted = { column: null, up: true };
     const fill = (shown) => body.replaceChildren(...shown.map((row) => {
       const line = element("tr");
-      for (const column of columns) line.append(element("td", column.show ? column.show(row) : row[column.key], column.number ? "number" : ""));
+      for (const column of columns) {
+        const cell = element("td", column.lines ? null : column.show ? column.show(row) : row[column.key], column.number ? "number" : "");
+        if (column.lines) cell.append(...column.lines(row).map((text) => element("div", text)));
+        line.append(cell);
+      }
       if (columns.click) line.addEventListener("click", () => columns.click(row));
       return line;
     }));

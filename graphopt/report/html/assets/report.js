@@ -1,15 +1,17 @@
 (() => {
   const { data, byId, element, number, table } = graphoptPage;
   const COLOURS = ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d", "#ff9da6", "#79706e"];
+  const IDENTICAL = 200; // dB
+  const READABLE = 0.5; // a smaller graph begins at its top; "fit" shows the whole
   const UNCHANGED = "#c3cad4";
 
   const summary = () => {
     byId("title").textContent = data.after.name;
-    byId("subtitle").textContent = `${data.before ? `from ${data.before.name}, ` : ""}by ${data.made_by}; measured on ${data.samples.source}${data.samples.synthetic ? " (made up: real inputs may give other figures)" : ""}`;
+    byId("subtitle").textContent = `${data.before ? `from ${data.before.name}, ` : ""}by ${data.made_by}; measured on ${data.samples.of > data.samples.run ? `the first ${data.samples.run} of ` : ""}${data.samples.source}${data.samples.synthetic ? " (made up: real inputs may give other figures)" : ""}`;
     const labels = { bytes: "bytes", nodes: "nodes", parameters: "parameters", macs: "multiply-accumulates", milliseconds: "milliseconds, summed over nodes", load_milliseconds: "milliseconds to load", peak_mb: "MB at the peak" };
     const rows = Object.entries(labels).map(([key, label]) => {
       const [before, after] = [data.before ? data.before[key] : null, data.after[key]];
-      return { label, before: number(before, 4), after: number(after, 4), change: before && after ? `${((after / before - 1) * 100).toFixed(1)} %` : "" };
+      return { label, before: number(before, 4), after: number(after, 4), change: before && after && before !== after ? `${after > before ? "+" : ""}${((after / before - 1) * 100).toFixed(1)} %` : "" };
     });
     const figures = data.run && data.run.figures;
     if (figures) {
@@ -44,10 +46,15 @@
     }
   };
 
+  const shapes = (row) => {
+    const [before, after] = [[row.shape], row.shapes_after || []].map((side) => side.map((shape) => shape.join("×")).join(" · "));
+    return after && after !== before ? [before, `→ ${after}`] : [before];
+  };
+
   const layers = () => {
     const columns = [
       { key: "name", title: "layer" }, { key: "operator", title: "operator" },
-      { key: "size", title: "shape", show: (row) => row.shape.join("×") },
+      { key: "size", title: "shape", lines: shapes },
       { key: "macs", title: "MACs", number: true, show: (row) => number(row.macs) },
       { key: "bytes", title: "bytes", number: true, show: (row) => number(row.bytes) },
       ...(data.before ? [{ key: "bytes_after", title: "after", number: true, show: (row) => number(row.bytes_after) }] : []),
@@ -55,11 +62,11 @@
       ...(data.before ? [{ key: "milliseconds_after", title: "after", number: true, show: (row) => number(row.milliseconds_after) }] : []),
       { key: data.before ? "kernel_after" : "kernel", title: "kernel" },
       { key: "expected_error", title: "error alone", number: true, show: (row) => number(row.expected_error) },
-      ...(data.before ? [{ key: "decibels", title: "dB, accumulated", number: true, show: (row) => number(row.decibels) }] : []),
-      { key: "by", title: "passes", show: (row) => row.passes.join(", ") },
+      ...(data.before ? [{ key: "decibels", title: "dB, accumulated", number: true, show: (row) => (row.decibels >= IDENTICAL ? "equal" : number(row.decibels)) }] : []),
+      { key: "by", title: "what happened, and why not", lines: (row) => [...row.steps, ...row.obstacles] },
     ];
     columns.click = (row) => chooseHistogram(row.name);
-    for (const row of data.layers) Object.assign(row, { size: row.shape.reduce((a, b) => a * b, 1), by: row.passes.join(", ") });
+    for (const row of data.layers) Object.assign(row, { size: row.shape.reduce((a, b) => a * b, 1), by: [...row.steps, ...row.obstacles].join("; ") });
     const made = table(columns, data.layers, true);
     byId("layer-table").append(made.frame);
     byId("layer-filter").addEventListener("input", (event) => {
@@ -139,6 +146,10 @@
       drawing.elements().remove();
       drawing.add(isFolded ? folded() : whole());
       drawing.fit(undefined, 30);
+      if (drawing.zoom() < READABLE) {
+        const { x1, x2, y1 } = drawing.elements().boundingBox();
+        drawing.viewport({ zoom: READABLE, pan: { x: drawing.width() / 2 - (READABLE * (x1 + x2)) / 2, y: 20 - READABLE * y1 } });
+      }
     };
     const tell = (node) => {
       const parts = [element("h3", node.id), element("p", node.operator)];
