@@ -230,6 +230,7 @@ def test_narrow_layers_get_seven_bits() -> None:
         assert most // 2 < np.abs(codes.numpy().astype(int)).max() <= most
 
 
+@on_8_bits
 def test_a_form_that_does_not_pay_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that is slower in integers stays in float, and the ledger has the times, the shape and the key that a replay denies."""
     model = model_of(LINEAR)
@@ -241,6 +242,7 @@ def test_a_form_that_does_not_pay_is_declined(monkeypatch: pytest.MonkeyPatch) -
     assert declined.reason == "float 12.0 us, DynamicQuantizeMatMul 14.0 us, MatMulNBits 15.0 us for [25,80]x[80,24]"
 
 
+@on_8_bits
 def test_a_form_that_is_slower_by_noise_alone_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few per cent on a busy machine tell nothing."""
     model = model_of(LINEAR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from graphopt.graph.signature import signature_of
 from graphopt.graph.structure import verify_structure
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
+from graphopt.passes.quantize.bias import BiasCorrection
 from graphopt.passes.quantize.static import Static, prefix, rule
 from graphopt.passes.quantize.static.closeness import decibels
 from graphopt.passes.quantize.static.islands import Plan, plan_of
@@ -194,6 +196,29 @@ def test_products_run_within_islands() -> None:
     assert conversions(model) == (1, 1)
     alone = model_of("y = Gemm<transB = 1>(x, matrix, b)", shape="4, 16", output="N, C")
     assert not Static().run(alone, Context(samples_of(alone), "cpu", measures=False))
+
+
+def test_biases_in_units_of_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runtimes that make no integer kernel with a float bias: 32-bit codes, their scale that of the data times that of the weight."""
+    monkeypatch.setattr("graphopt.targets.provider.fuses_float_biases", lambda: False)
+    nodes = "c1 = Conv(x, w3) f = Flatten(c1) h = MatMul(f, matrix) i = Add(h, b)"
+    model = model_of(
+        f"{nodes} g = Gemm<transB = 1>(i, matrix, b) u = Unsqueeze(g, axes) v = Unsqueeze(u, axes) y = Conv(v, w3, b)", "1, 16, 1, 1"
+    )
+    original, context = model.clone(), Context(samples_of(model), "cpu", measures=False)
+    quantized(model)
+    with ledger.recording(ledger.Recorder()) as recorder:
+        assert BiasCorrection().run(model, dataclasses.replace(context, original=original))  # gives the first layer a bias too
+    view = View(model)
+    layers = [node for node in model.graph if node.op_type in ("Conv", "MatMul", "Gemm")]
+    for layer in layers:
+        adder, slot = (layer.outputs[0].consumers()[0], 1) if layer.op_type == "MatMul" else (layer, 2)
+        makers = [view.producer(value, "DequantizeLinear") for value in (*layer.inputs[:2], adder.inputs[slot])]
+        scales = [np.asarray(view.constant(maker.inputs[1])) for maker in makers if maker is not None]
+        np.testing.assert_array_equal(scales[2], scales[0] * scales[1])
+        assert view.dtype(makers[2].inputs[0] if makers[2] else None) == ir.DataType.INT32
+    assert len(layers) == len(recorder.rewrites) == 4
+    assert conversions(model) == (1, 1)
 
 
 def test_values_cut_off_start_at_zero_and_end_where_they_are_cut() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +59,25 @@ def executed_kernels(model: ir.Model | Path, options: SessionOptions | None = No
         load_session(model, native, chosen)
         graph = onnx.load(str(path), load_external_data=False).graph
     return Kernels(tuple(_kernels(graph)))
+
+
+_WITH_FLOAT_BIAS = """<ir_version: 8, opset_import: ["": 13]> g (uint8[1,4,4,4] x) => (uint8[1,4,4,4] y)
+    <float scale = {1}, uint8 zero = {0}, int8 none = {0}, int8[4,4,1,1] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}, float[4] b = {1,1,1,1}> {
+    data = DequantizeLinear(x, scale, zero)
+    weight = DequantizeLinear(w, scale, none)
+    sum = Conv(data, weight, b)
+    y = QuantizeLinear(sum, scale, zero) }"""
+
+
+@functools.cache
+def fuses_float_biases() -> bool:
+    """Whether the runtime makes an integer kernel of a quantized convolution whose bias is float: 1.31 does, 1.20 does not.
+
+    Raises:
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    counts = executed_kernels(ir.from_onnx_text(_WITH_FLOAT_BIAS)).counts
+    return any("QLinearConv" in operator for _, operator in counts)
 
 
 def _kernels(graph: onnx.GraphProto) -> Iterator[Kernel]:

@@ -36,3 +36,7 @@ class Target(abc.ABC):
     def packs(self, bits: int) -> bool:
         """Whether MatMulNBits, where it runs at all, takes weights of a width."""
         return bits in (2, 4, 8)
+
+    def fuses_float_biases(self) -> bool:
+        """Whether a quantized layer runs in integers though its bias is float; else that has to be codes in units of the sums."""
+        return False

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.runtime.kernels import fuses_float_biases
 from graphopt.runtime.registry import has_kernel, packed_bits
 from graphopt.targets.base import Target
 
@@ -33,6 +34,10 @@ class Cpu(ProviderTarget):
     def packs(self, bits: int) -> bool:
         """Asks the installed runtime."""
         return bits in packed_bits()
+
+    def fuses_float_biases(self) -> bool:
+        """Asks the installed runtime."""
+        return fuses_float_biases()
 
 
 @dataclass(frozen=True)

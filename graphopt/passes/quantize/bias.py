@@ -20,6 +20,7 @@ from graphopt.runtime.fidelity import Fidelity, measure, merge
 from graphopt.runtime.relay import LAST, Means, Stop, channel_means, relay
 from graphopt.runtime.session import Feed, SessionOptions, open_session
 from graphopt.runtime.statistics import states_of
+from graphopt.targets import TARGETS, Target, emit
 
 Array = np.ndarray[Any, Any]
 
@@ -87,7 +88,7 @@ class BiasCorrection(GuidedPass):
         if not gain > 0:
             ledger.note(f"bias: taken back, on samples kept out the outputs changed by {gain:+.2f} dB")
             return False
-        for place, added in zip(places, _correct(model, places, shifts), strict=True):
+        for place, added in zip(places, _correct(model, places, shifts, TARGETS[context.target]), strict=True):
             ledger.record(ledger.Rewrite(ledger.Key(self.name, "", place.name), added=added, reason="mean output as before"))
         return True
 
@@ -98,7 +99,7 @@ class BiasCorrection(GuidedPass):
             used, held_out = _split(list(islice(context.samples, self.samples)))
             shifts = _shifts(model, places, self._wanted(original, places, used, context), used, context.options)
             corrected = model.clone()
-            _correct(corrected, places, shifts)
+            _correct(corrected, places, shifts, TARGETS[context.target])
             context.solved[key] = shifts, _gain(original, model, corrected, held_out, context.options)
         shifts, gain = context.solved[key]
         return shifts, gain
@@ -235,36 +236,43 @@ def _shifts(model: ir.Model, places: Sequence[_Place], wanted: Means, feeds: Seq
     return shifts
 
 
-def _correct(model: ir.Model, places: Sequence[_Place], shifts: Means) -> list[tuple[str, ...]]:
+def _correct(model: ir.Model, places: Sequence[_Place], shifts: Means, target: Target) -> list[tuple[str, ...]]:
     """Adds the shifts to the biases; returns the names of the nodes that each needed."""
     names, view = Names(model), View(model)
     nodes = {node.name: node for node in model.graph}
-    return [_correct_one(nodes[place.node], place, shifts[place.stop.value], names, view) for place in places]
+    return [_correct_one(nodes[place.node], place, shifts[place.stop.value], names, view, target) for place in places]
 
 
-def _correct_one(node: ir.Node, place: _Place, shift: Array, names: Names, view: View) -> tuple[str, ...]:
+def _correct_one(node: ir.Node, place: _Place, shift: Array, names: Names, view: View, target: Target) -> tuple[str, ...]:
     old = input_of(node, place.slot)
     bias = _bias(old, view)
     assert bias is not None, "a place has a bias, or none yet"
     wanted, builder = bias + shift / place.factor, Builder(node, names)
-    stored = _dequantized(old, view)
-    wish = "" if old is None else old.name or ""
-    if stored is None:
+    step, wish = _step(node, old, view, target), "" if old is None else old.name or ""
+    if step is None:
         dtype = np.dtype(np.float32) if old is None or old.dtype is None else old.dtype.numpy()
         new = builder.constant(wanted.astype(dtype), wish)
     else:
-        codes_before, scale = stored.inputs[0], view.constant(stored.inputs[1])
-        assert codes_before is not None, "it is dequantized"
-        assert scale is not None, "its scale is constant"
-        limits = np.iinfo(np.int32)
-        codes = np.clip(np.rint(wanted / scale), limits.min, limits.max).astype(np.int32)
-        [new] = builder.copy(stored, builder.constant(codes, codes_before.name or ""), *stored.inputs[1:])
+        new = emit.quantized_bias(builder, wanted, step, wish)
     if place.slot >= len(node.inputs):
         node.resize_inputs(place.slot + 1)
     node.replace_input_with(place.slot, new)
     if old is not None:
         remove_dead([old])
     return tuple(added.name or "" for added in builder.added)
+
+
+def _step(node: ir.Node, old: ir.Value | None, view: View, target: Target) -> Array | None:
+    """The scale of the codes of a bias, ``[out]`` or one for all; None where it is to be float."""
+    if old is not None:
+        stored = _dequantized(old, view)
+        return None if stored is None else view.constant(stored.inputs[1])
+    if target.fuses_float_biases():
+        return None
+    makers = [view.producer(value, "DequantizeLinear") for value in node.inputs[:2]]
+    scales = [view.constant(maker.inputs[1]) for maker in makers if maker is not None]
+    data, weight = scales if len(scales) == 2 else (None, None)
+    return None if data is None or weight is None or data.size > 1 else np.float32(data.reshape(-1)[0]) * weight
 
 
 def _gain(original: ir.Model, before: ir.Model, after: ir.Model, feeds: Sequence[Feed], options: SessionOptions) -> float:

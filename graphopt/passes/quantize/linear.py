@@ -134,7 +134,9 @@ def places_of(
     return places
 
 
-def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Context, narrow: Sequence[str] = ()) -> list[Solved]:
+def solve(
+    model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Context, narrow: Sequence[str] = (), also: Request | None = None
+) -> list[Solved]:
     """Puts every weight on a grid, in the metric of the samples where there are real ones.
 
     Args:
@@ -143,6 +145,7 @@ def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Con
         scheme: of the grids.
         context: holds the samples.
         narrow: names of layers whose weights get 7 bits: products of pairs of them fit into 16 bits.
+        also: statistics that are wanted next; taken along, where the samples have to run anyway.
 
     Returns:
         The layers by rising error, so that whoever looks for the one at which too much is lost has the harmless ones before it.
@@ -153,7 +156,8 @@ def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Con
     waiting = [place for place in places if _before(place, schemes[place.layer.name], states, context) is None]
     for group in _groups(waiting, context.memory or _MEMORY):
         seen = tuple(place.layer.name for place in group if _state(place, states))
-        known = context.statistics(model, Request(layers=seen)).layers if seen else {}
+        request = dataclasses.replace(also or Request(), layers=seen)
+        known = context.statistics(model, request).layers if seen else {}
         with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
             found = threads.map(partial(_solved, known, schemes), group)
             for place, result in zip(group, found, strict=True):

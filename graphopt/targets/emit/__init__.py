@@ -12,6 +12,7 @@ from graphopt.targets.emit.integers import (
     dequantize,
     qlinear,
     quantize,
+    quantized_bias,
     quantized_weight,
 )
 from graphopt.targets.emit.layers import dynamic_quantize_lstm, dynamic_quantize_matmul, matmul_nbits
@@ -58,6 +59,7 @@ __all__ = [
     "packed_table",
     "qlinear",
     "quantize",
+    "quantized_bias",
     "quantized_weight",
     "stored_codebook",
     "stored_half",

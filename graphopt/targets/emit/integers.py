@@ -62,3 +62,20 @@ def quantized_weight(op: Builder, stored: Array, scale: Array, axis: int, wish: 
     scales = op.constant(np.ascontiguousarray(scale, np.float32), named(wish, "scales"))
     zero_points = op.constant(np.zeros(scale.shape, np.int8), named(wish, "zero_points")) if stored.ndim == 2 else None
     return op.op("DequantizeLinear", codes, scales, *([zero_points] if zero_points else []), axis=axis)
+
+
+def quantized_bias(op: Builder, bias: Array, scale: Array, wish: str = "") -> ir.Value:
+    """Makes a float32 bias of constant codes, for a Conv or Gemm between dequantize and quantize.
+
+    Older runtimes make an integer kernel only where the bias is in the units of its sums; newer ones round a float one so themselves.
+
+    Args:
+        op: makes nodes and constants.
+        bias: ``[out]`` float32.
+        scale: of a step of the sums, that of the data times that of the weight; ``[out]`` float32, or one for all without an axis.
+        wish: the name that the bias should resemble.
+    """
+    limits = np.iinfo(np.int32)
+    codes = np.clip(np.rint(bias / scale.astype(np.float64)), limits.min, limits.max).astype(np.int32)
+    stored, scales = op.constant(codes, named(wish, "quantized")), op.constant(scale.astype(np.float32), named(wish, "scales"))
+    return op.op("DequantizeLinear", stored, scales, axis=0 if scale.ndim else None)

@@ -57,6 +57,7 @@ class Kernel:
         absorbed: nodes after it that run inside, the first reading its output.
         ceiling: what a Relu or Clip among them cuts its output at; infinite for a Relu, None where nothing is cut off at 0.
         layer: the weight, of a layer.
+        bias: the constant vector that a layer adds, in its own node or the next; None where it adds nothing.
         factor, offset: what a shift multiplies with and adds.
     """
 
@@ -67,6 +68,7 @@ class Kernel:
     absorbed: tuple[ir.Node, ...] = ()
     ceiling: float | None = None
     layer: Layer | None = None
+    bias: ir.Value | None = None
     factor: float = 1.0
     offset: float = 0.0
 
@@ -102,7 +104,7 @@ def _convolution(node: ir.Node, on: Ground) -> Kernel | None:
     if (on.view.rank(layer.input) or 0) not in (3, 4):
         return None
     absorbed, ceiling = _cut(node.outputs[0], on.view)
-    return Kernel(node, Kind.LAYER, (0,), NHWC_QLINEAR_CONV, absorbed, ceiling, layer)
+    return Kernel(node, Kind.LAYER, (0,), NHWC_QLINEAR_CONV, absorbed, ceiling, layer, bias)
 
 
 def _product(node: ir.Node, on: Ground) -> Kernel | None:
@@ -118,19 +120,20 @@ def _product(node: ir.Node, on: Ground) -> Kernel | None:
     ):
         return None
     added: tuple[ir.Node, ...] = ()
+    bias = input_of(node, 2)
     if operator_of(node) == "Gemm":
-        bias = input_of(node, 2)
         if bias is not None and (layer.bias_scale != 1.0 or not _is_vector(bias, layer, on)):
             return None
     else:
         add = on.view.only_use(node.outputs[0])
-        if add is not None and operator_of(add) == "Add" and any(_is_vector(value, layer, on) for value in add.inputs):
-            added = (add,)
+        if add is not None and operator_of(add) == "Add":
+            bias = next((value for value in add.inputs if _is_vector(value, layer, on)), None)
+            added = (add,) if bias is not None else ()
     name = QGEMM if operator_of(node) == "Gemm" or added else QLINEAR_MATMUL
     if not on.runs(name, ir.DataType.FLOAT if name == QGEMM else ir.DataType.UINT8):  # its type variable is that of its scales
         return None
     absorbed, ceiling = _cut((added[-1] if added else node).outputs[0], on.view)
-    return Kernel(node, Kind.LAYER, (0,), name, (*added, *absorbed), ceiling, layer)
+    return Kernel(node, Kind.LAYER, (0,), name, (*added, *absorbed), ceiling, layer, bias)
 
 
 def _is_vector(bias: ir.Value | None, layer: Layer, on: Ground) -> bool:

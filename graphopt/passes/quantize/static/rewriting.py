@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edits import Builder, Names, is_dead, remove_dead, remove_node
-from graphopt.graph.layers import Layer, Layout, layer_of
+from graphopt.graph.layers import Layout, layer_of
 from graphopt.graph.view import View, attribute, operator_of
 from graphopt.passes.quantize.static.islands import Plan
 from graphopt.passes.quantize.static.kernels import Kernel, Kind
 from graphopt.passes.quantize.static.scales import Scale
 from graphopt.solve.grid import Quantized
-from graphopt.targets import emit
+from graphopt.targets import Target, emit
 
 Array = np.ndarray[Any, Any]
 
@@ -28,10 +28,13 @@ class Rewriter:
         plan: what runs in integers.
         scales: of every value that the plan stores in codes.
         weights: of every layer of the plan, by node.
+        target: what is to run it.
     """
 
-    def __init__(self, model: ir.Model, plan: Plan, scales: Mapping[ir.Value, Scale], weights: Mapping[ir.Node, Quantized]) -> None:
-        self._graph, self._plan, self._scales, self._weights = model.graph, plan, scales, weights
+    def __init__(
+        self, model: ir.Model, plan: Plan, scales: Mapping[ir.Value, Scale], weights: Mapping[ir.Node, Quantized], target: Target
+    ) -> None:
+        self._graph, self._plan, self._scales, self._weights, self._target = model.graph, plan, scales, weights, target
         self._names, self._view = Names(model), View(model)
         self._made = plan.made
         self._codes: dict[ir.Value, ir.Value] = {}
@@ -73,14 +76,13 @@ class Rewriter:
         if kernel.kind is Kind.SHIFT:
             self._codes[kernel.outputs[0]] = self._codes[kernel.inputs[0]]
             return
+        if kernel.kind is Kind.LAYER:
+            self._store(kernel, op)
         is_moved = kernel.kind is Kind.MOVEMENT or node in self._plan.joined
         for index in kernel.data:
             value = node.inputs[index]
             assert value is not None
             node.replace_input_with(index, self._codes[value] if is_moved else self._float(value, op))
-        if kernel.kind is Kind.LAYER:
-            assert kernel.layer is not None
-            self._store(kernel.layer, op)
         for value in kernel.outputs:
             if operator_of(node) == "HardSigmoid":
                 self._codes[value] = self._hard_sigmoid(kernel, op)
@@ -111,13 +113,22 @@ class Rewriter:
         total.type, total.shape = output.type, output.shape
         return emit.quantize(op, total, self._code(Scale(float(np.float32(scale.scale / alpha)), 0), op))
 
-    def _store(self, layer: Layer, op: Builder) -> None:
-        """Gives a layer its weight in codes; the layer goes by its node's name still."""
+    def _store(self, kernel: Kernel, op: Builder) -> None:
+        """Gives a layer its weight in codes, and its bias where it has to be; the layer goes by its node's name still."""
+        layer = kernel.layer
+        assert layer is not None, "a kernel of this kind has a weight"
         weight, old = self._weights[layer.node], layer.value
+        step = np.float32(self._scales[kernel.inputs[0]].scale)
         axis = 1 if layer.layout is Layout.IN_OUT else 0
         scale = weight.grid.scale[..., 0].reshape(-1)
         layer.node.replace_input_with(layer.index, emit.quantized_weight(op, layer.restore(weight.codes), scale, axis, old.name or ""))
         remove_dead([old])
+        bias = self._view.constant(kernel.bias)
+        if kernel.bias is not None and bias is not None and not self._target.fuses_float_biases():
+            codes = emit.quantized_bias(op, bias, step * scale, kernel.bias.name or "")
+            adder = next(node for node in (kernel.node, *kernel.absorbed) if kernel.bias in node.inputs)
+            adder.replace_input_with(adder.inputs.index(kernel.bias), codes)
+            remove_dead([kernel.bias])
 
     def _enter(self, value: ir.Value, op: Builder) -> ir.Value:
         """Codes of a value that is made in float, or constant."""

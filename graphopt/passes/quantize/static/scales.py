@@ -42,6 +42,12 @@ class Scale:
     zero_point: int
 
 
+def wanted_of(grids: Sequence[Shared], view: View, rule: Rule) -> Request:
+    """What a rule wants to know of the values on some grids."""
+    names = tuple(value.name or "" for grid in grids for value in grid.values if not view.is_constant(value))
+    return Request(values=names) if rule == "minmax" else Request(histograms=names)
+
+
 def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: Context, rule: Rule) -> dict[ir.Value, Range]:
     """The range of each value by the rule, where samples showed finite numbers.
 
@@ -53,13 +59,11 @@ def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: 
         rule: how ranges are chosen.
     """
     values = [value for grid in grids for value in grid.values]
-    names = tuple(value.name or "" for value in values if not view.is_constant(value))
-    request = Request(values=names) if rule == "minmax" else Request(histograms=names)
-    found = context.statistics(model, request).values
+    found = context.statistics(model, wanted_of(grids, view, rule)).values
     known = {}
     for value in values:
-        constant = view.constant(value)
-        range_ = _of_constant(constant) if constant is not None else _of_samples(found.get(value.name or ""), rule)
+        constant, name = view.constant(value), value.name or ""
+        range_ = _of_constant(constant) if constant is not None else _remembered(name, found.get(name), rule, context)
         if range_ is not None:
             known[value] = range_
     return known
@@ -98,6 +102,15 @@ def _in_step(scale: float, grid: Shared) -> float:
         return scale
     coarser, missing = steps / np.floor(steps), abs(steps - np.rint(steps))
     return float(np.float32(scale * coarser)) if coarser**2 < 1.0 + _OF_ROUNDING * missing**2 else scale
+
+
+def _remembered(name: str, found: ValueStatistics | None, rule: Rule, context: Context) -> Range | None:
+    """The range of a value, which is worked out once for as long as its statistics hold."""
+    key = ("range", rule, name)
+    if found is None or context.solved.get(key, (None,))[0] is not found:
+        context.solved[key] = found, _of_samples(found, rule)
+    range_: Range | None = context.solved[key][1]
+    return range_
 
 
 def _of_constant(array: Array) -> Range | None:

@@ -6,20 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.graph.layers import Layer
-from graphopt.graph.view import View
 from graphopt.solve.grid import Grid, Quantized
 
 Array = np.ndarray[Any, Any]
 
 _LARGEST = float(1 << 28)
 """Sums are 32-bit integers; three bits are left for the products and for a later correction of the bias."""
-
-
-def bias_of(layer: Layer, view: View) -> Array | None:
-    """The constant ``[groups, out]`` that a layer adds by itself; None where it adds nothing."""
-    bias = view.constant(layer.bias)
-    return None if bias is None else bias.reshape(layer.shape[0], -1)
 
 
 def with_room(weight: Array, quantized: Quantized, bias: Array | None, input_scale: float) -> Quantized:
@@ -30,12 +22,12 @@ def with_room(weight: Array, quantized: Quantized, bias: Array | None, input_sca
     Args:
         weight: ``[groups, out, in]``, what was quantized.
         quantized: symmetric, one scale per output channel.
-        bias: ``[groups, out]``; None for zeros.
+        bias: ``[groups * out]``; None for zeros.
         input_scale: of the codes that the layer reads.
     """
     if bias is None:
         return quantized
-    least = (np.abs(bias) / (input_scale * _LARGEST))[..., None]
+    least = (np.abs(bias) / (input_scale * _LARGEST)).reshape(*weight.shape[:2], 1)
     is_small = quantized.grid.scale < least
     if not is_small.any():
         return quantized
