@@ -163,7 +163,7 @@ def test_slow_kernels_give_way_to_float_ones(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Prover, "_speed", lambda *_: "")
     written = {}
     for name, seconds in (("packed", [2.0, 1.0]), ("folded", [1.0, 2.0])):
-        monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", lambda *_, seconds=seconds: seconds)
+        monkeypatch.setattr("graphopt.passes.racing.seconds_of", lambda *_, seconds=seconds: seconds)
         written[name] = optimize(tmp_path / "model.onnx", tmp_path / f"{name}.onnx", recipe=recipe)
     assert stored(tmp_path / "packed.onnx") == ["MatMulNBits"]
     assert "MatMulNBits" not in stored(tmp_path / "folded.onnx")
@@ -176,7 +176,7 @@ def test_slow_kernels_give_way_to_float_ones(tmp_path: Path, monkeypatch: pytest
     def forbidden(*_: object) -> list[float]:
         raise AssertionError("a replay measures nothing")
 
-    monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", forbidden)
+    monkeypatch.setattr("graphopt.passes.racing.seconds_of", forbidden)
     optimize(tmp_path / "model.onnx", tmp_path / "again.onnx", recipe=written["folded"].recipe)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "folded.onnx").read_bytes()
 
@@ -185,7 +185,7 @@ def test_kernels_that_the_proof_finds_slow_give_way_too(tmp_path: Path, monkeypa
     """Where the written file is slower for MatMulNBits at a layer, the next one stores the same codes for a float layer."""
     ir.save(model_of(LINEAR), tmp_path / "model.onnx")
     slow = ledger.Drop(ledger.Key("weights", PACKED, "node_0"), "slow")
-    monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", lambda *_: [2.0, 1.0])
+    monkeypatch.setattr("graphopt.passes.racing.seconds_of", lambda *_: [2.0, 1.0])
     monkeypatch.setattr("graphopt.run.slow_layers", lambda made, *_: [slow] if any(one.form == PACKED for one in made) else [])
     monkeypatch.setattr(Prover, "_speed", lambda _, __, made: "slower" if any(one.form == PACKED for one in made) else "")
     recipe = Recipe.of("weights(min_size=0, block=16)").changed(min_sqnr=0)
@@ -214,7 +214,7 @@ def test_other_targets_and_other_layers_are_left_alone() -> None:
 
 def context_of(model: ir.Model, monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> Context:
     """A context that measures, on a machine that takes so long in float and in integers."""
-    monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", lambda models, feed, options: seconds)
+    monkeypatch.setattr("graphopt.passes.racing.seconds_of", lambda models, feed, options: seconds)
     return Context(samples_of(model), "cpu")
 
 
@@ -282,7 +282,7 @@ def test_layers_with_one_input_are_timed_together_and_once(monkeypatch: pytest.M
         timed.extend(len(open_session(model).run(feed)) for model in models)
         return [2.0, 1.0, 3.0]
 
-    monkeypatch.setattr("graphopt.passes.quantize.candidates.seconds_of", race)
+    monkeypatch.setattr("graphopt.passes.racing.seconds_of", race)
     model = model_of("first = MatMul(x, w) second = MatMul(x, w) y = Add(first, second)")
     context = Context(samples_of(model), "cpu")
     for each in (model.clone(), model.clone(), model.clone()):

@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import onnx_ir as ir
+from collections.abc import Callable, Sequence
 
 from graphopt import ledger
 from graphopt.errors import LimitError
-from graphopt.runtime.session import Session, SessionOptions, open_session
-
-Array = np.ndarray[Any, Any]
-Feed = Mapping[str, Array]
 
 SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(18))
 """Shares of the work to choose from, falling."""
-_SECONDS = 3.0
-_FEWEST, _MOST = 7, 200
-
-
-class Stopwatch:
-    """Times models beside an original, in turns.
-
-    Args:
-        original: the model.
-        feed: one sample.
-        options: how to run.
-    """
-
-    def __init__(self, original: ir.Model, feed: Feed, options: SessionOptions) -> None:
-        # Threads of a session that is not running must not compete with the one that is.
-        self._options = SessionOptions(
-            options.threads, options.providers, options.custom_ops, {"session.force_spinning_stop": "1", **options.config}
-        )
-        self._feed, self._original = feed, open_session(original, "all", self._options)
-
-    def share(self, model: ir.Model) -> float:
-        """The model's time over the original's: the median over runs that follow each other."""
-        session = open_session(model, "all", self._options)
-        self._time(session), self._time(self._original)
-        ratios: list[float] = []
-        start = time.perf_counter()
-        while len(ratios) < _FEWEST or (len(ratios) < _MOST and time.perf_counter() - start < _SECONDS):
-            ratios.append(self._time(session) / self._time(self._original))
-        return float(np.median(ratios))
-
-    def _time(self, session: Session) -> float:
-        start = time.perf_counter()
-        session.run(self._feed)
-        return time.perf_counter() - start
 
 
 def most_work(pass_name: str, latency: float, share_of_time: Callable[[float], float | None], *, measures: bool) -> float:

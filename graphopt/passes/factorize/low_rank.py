@@ -21,7 +21,8 @@ from graphopt.passes.factorize.curves import Curve, curve_of, measured_ranks
 from graphopt.passes.factorize.forms import Cost, Form, Shapes, form_of
 from graphopt.passes.factorize.plan import Plan, Ranks
 from graphopt.passes.factorize.races import slower
-from graphopt.passes.latency import Stopwatch, most_work
+from graphopt.passes.latency import most_work
+from graphopt.passes.racing import seconds_of
 from graphopt.passes.walk.damage import Damage, Feed, samples_for
 from graphopt.passes.walk.line import shapes_of_layers
 from graphopt.passes.walk.outputs import output_of
@@ -159,15 +160,15 @@ class Factorize(GuidedPass):
     def _within_latency(self, model: ir.Model, plan: Plan, feed: Feed, context: Context) -> Ranks:
         """The ranks for a budget of time: candidates are put into clones and timed, without data, which changes no time."""
         assert self.latency is not None, "it is the budget"
-        stopwatch = Stopwatch(model, feed, context.options) if context.measures else None
 
         def share_of_time(share: float) -> float | None:
             ranks = plan.ranks("macs", share)
-            if ranks is None or stopwatch is None:
+            if ranks is None or not context.measures:
                 return None
             variant = model.clone()
             put(variant, [curve.form for curve in plan.curves], ranks)
-            return stopwatch.share(variant)
+            whole, part = seconds_of([model, variant], feed, context.options)
+            return part / whole
 
         share = most_work(self.name, self.latency, share_of_time, measures=context.measures)
         found = plan.ranks("macs", share)

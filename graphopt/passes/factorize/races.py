@@ -9,7 +9,7 @@ from graphopt.graph.edits import Names
 from graphopt.graph.layers import Layer
 from graphopt.passes.base import Context
 from graphopt.passes.factorize.forms import Form, Shapes
-from graphopt.passes.racing import remembered, seconds_of
+from graphopt.passes.racing import remembered, second_chance
 
 _FASTER = 0.98
 """Two layers have to take this share of the time of one: the rest is noise."""
@@ -43,10 +43,7 @@ def _seconds(form: Form, rank: int, shapes: Shapes, context: Context) -> list[fl
     first, second = (generator.standard_normal(size, np.float32) for size in twin.sizes(rank))
     twin.put((first, second), Names(split))
     feed = {whole.graph.inputs[0].name or "": generator.standard_normal(shape, np.float32).astype(form.layer.weight().dtype)}
-    races = [seconds_of([whole, split], feed, context.options)]
-    if races[0][1] > _FASTER * races[0][0]:  # it has to lose twice: noise lasts longer than one race
-        races.append(seconds_of([whole, split], feed, context.options))
-    return min(races, key=lambda times: times[1] / times[0])
+    return second_chance([whole, split], feed, context.options, _FASTER)
 
 
 def _alone(layer: Layer, shape: tuple[int, ...]) -> ir.Model:

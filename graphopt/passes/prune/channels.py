@@ -16,11 +16,12 @@ from graphopt import ledger
 from graphopt.errors import LimitError, RecipeError
 from graphopt.graph.units import Block, Couplings, couplings_of, remove
 from graphopt.passes.base import Context, GuidedPass, Role
-from graphopt.passes.latency import Stopwatch, most_work
+from graphopt.passes.latency import most_work
 from graphopt.passes.prune.consumers import Importance, uses_of
 from graphopt.passes.prune.curves import FEWER, MEASURED, Candidate, Curve, curve_of
 from graphopt.passes.prune.plan import Plan
 from graphopt.passes.prune.workload import Workload
+from graphopt.passes.racing import seconds_of
 from graphopt.passes.walk.damage import Damage, Feed, samples_for
 from graphopt.passes.walk.line import shapes_of_layers
 from graphopt.passes.walk.refit import refit
@@ -90,7 +91,7 @@ class Prune(GuidedPass):
         widths = (
             self._within_latency(model, plan, first, context)
             if self.latency is not None
-            else self._within_share(plan, self._hint(len(everyone) - len(candidates), context))
+            else self._within_share(plan, self._hint(couplings, len(everyone) - len(candidates), context))
         )
         allowed = [width < each.block.count and ledger.allow(self._key(each)) for each, width in zip(candidates, widths, strict=True)]
         gone = plan.gone(width if may else each.block.count for each, width, may in zip(candidates, widths, allowed, strict=True))
@@ -156,11 +157,18 @@ class Prune(GuidedPass):
                 found[number] = curve_of(candidates[number], measured[number], self.importance, damage, is_real=is_real)
         return [found[number] for number in range(len(candidates))]
 
-    def _hint(self, denied: int, context: Context) -> str:
+    def _hint(self, couplings: Couplings, denied: int, context: Context) -> str:
         """What helps where the budget cannot be met."""
         if context.samples.is_synthetic:
             return "made-up samples tell little of what may go: give --data"
-        return f"{denied} blocks cost the outputs more than they may lose" if denied else "give a larger share"
+        if denied:
+            return f"{denied} blocks cost the outputs more than they may lose"
+        streams = 0 if self.residual else sum(block.kind == "residual" for block in couplings.blocks)
+        return (
+            f"let {streams} residual streams become narrower too (residual=true), or give a larger share"
+            if streams
+            else "give a larger share"
+        )
 
     def _within_share(self, plan: Plan, hint: str) -> list[int]:
         """The widths for a budget of work or weights."""
@@ -174,15 +182,15 @@ class Prune(GuidedPass):
     def _within_latency(self, model: ir.Model, plan: Plan, feed: Feed, context: Context) -> list[int]:
         """The widths for a budget of time: candidates are cut from clones and timed, not refitted, which would change no time."""
         assert self.latency is not None, "it is the budget"
-        stopwatch = Stopwatch(model, feed, context.options) if context.measures else None
 
         def share_of_time(share: float) -> float | None:
             widths = plan.widths(plan.workload.macs, share)
-            if widths is None or stopwatch is None:
+            if widths is None or not context.measures:
                 return None
             variant = model.clone()
             remove(variant, couplings_of(variant), plan.gone(widths))
-            return stopwatch.share(variant)
+            whole, part = seconds_of([model, variant], feed, context.options)
+            return part / whole
 
         share = most_work(self.name, self.latency, share_of_time, measures=context.measures)
         found = plan.widths(plan.workload.macs, share)

@@ -14,7 +14,7 @@ from graphopt.errors import SessionError
 from graphopt.graph.edits import Builder, Names
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.linear import Form, Place
-from graphopt.passes.racing import seconds_of
+from graphopt.passes.racing import second_chance
 from graphopt.runtime.trace import trace_shapes
 from graphopt.solve.grid import fit_extremes, round_to_nearest
 
@@ -119,10 +119,8 @@ def _times(task: _Task, forms: tuple[Form, ...], context: Context) -> tuple[floa
         copies = max(1, min(_MOST_COPIES, _WORK // (task.rows * task.width * sum(task.outs))))
         models = [_model(task, copies, _in_float), *(_model(task, copies, _in(form)) for form in forms)]
         data = np.random.default_rng(0).standard_normal((task.rows, copies * task.width), np.float32)
-        first = seconds_of(models, {"x": data}, context.options)
-        if min(first[1:]) > NOISE * first[0]:  # as whole models do, they have to lose twice: noise lasts longer than one race
-            first = min(first, seconds_of(models, {"x": data}, context.options), key=lambda times: min(times[1:]) / times[0])
-        context.solved[key] = tuple(seconds / copies for seconds in first)
+        found = second_chance(models, {"x": data}, context.options, NOISE)
+        context.solved[key] = tuple(seconds / copies for seconds in found)
     times: tuple[float, ...] = context.solved[key]
     return times
 
