@@ -21,6 +21,7 @@ from graphopt.runtime.statistics import Request
 from graphopt.solve.gptq import gptq
 from graphopt.solve.grid import Scheme
 from graphopt.solve.metric import Metric
+from graphopt.targets import TARGETS
 from graphopt.targets.emit import stored_integers
 
 Array = np.ndarray[Any, Any]
@@ -69,6 +70,9 @@ class Storage(GuidedPass):
         view = View(model)
         if self.bits < 8 and view.opset < _INT4_OPSET:
             ledger.note(f"{self.name}: {self.bits} bits need opset {_INT4_OPSET}, the model has {view.opset}")
+            return False
+        if self.bits < 8 and not TARGETS[context.target].runs("Cast", ir.DataType.INT4, view.opset):
+            ledger.note(f"{self.name}: {self.bits} bits need a newer runtime, which casts integers of 4 bits")
             return False
         candidates = self._candidates(model, view, folding_limit(context.options))
         changed, names = False, Names(model)
