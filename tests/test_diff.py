@@ -167,6 +167,33 @@ def test_folded_factor_is_told_from_an_error(tmp_path: Path, capsys: pytest.Capt
     assert "times 0.5" in capsys.readouterr().out
 
 
+def test_scaled_channels_are_told_from_an_error(tmp_path: Path) -> None:
+    """Channels that layers share out differently are multiples, each by its own number; noise on top of that is told without it."""
+    text = "(float[n,4] x) => (float[n,4] y) <float[4,4] w = {{{}}}, float[4,4] v = {{{}}}>"
+    text += " {{ m = MatMul(x, w) r = Relu(m) y = MatMul(r, v) }}"
+    weights, scales, generator = (
+        np.abs(np.random.default_rng(0).normal(size=(2, 4, 4))),
+        np.array([1, 8, 0.1, 30]),
+        np.random.default_rng(1),
+    )
+
+    def written(name: str, first: np.ndarray, second: np.ndarray) -> Path:
+        files.save(parse(text.format(*(", ".join(map(str, weight.ravel())) for weight in (first, second)))), tmp_path / name)
+        return tmp_path / name
+
+    np.savez(tmp_path / "x.npz", x=generator.normal(size=(64, 1, 4)).astype(np.float32))
+    original = written("a.onnx", *weights)
+    equalized = diff(original, written("b.onnx", weights[0] * scales, weights[1] / scales[:, None]), tmp_path / "x.npz")
+    assert [value.a for value in equalized.values or () if value.parts] == []
+    noisy = weights[0] * scales * (1 + 0.01 * generator.normal(size=(4, 4)))
+    found = diff(original, written("c.onnx", noisy, weights[1] / scales[:, None]), tmp_path / "x.npz")
+    decibels = {value.a: (value.fidelity.sqnr_db, value.decibels) for value in found.values or () if value.parts}
+    assert list(decibels) == ["m", "r", "y"]
+    assert decibels["m"][0] < 5
+    assert 30 < decibels["m"][1] < 60
+    assert decibels["y"][0] == decibels["y"][1]
+
+
 def test_runtime_optimized_files_align(zoo: Path, tmp_path: Path) -> None:
     """Files that the runtime's own optimizer wrote: each value that is said to correspond has the same content."""
     for path in sorted(zoo.glob("*/model*.onnx")):

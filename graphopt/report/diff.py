@@ -17,7 +17,7 @@ from graphopt import files
 from graphopt.graph.difference import Alignment, Change, Flow, align, changes_of
 from graphopt.graph.view import operator_of
 from graphopt.report.opening import Data, open_model, open_samples
-from graphopt.runtime.divergence import divergence
+from graphopt.runtime.divergence import SCALED_DB, divergence
 from graphopt.runtime.fidelity import Fidelity
 from graphopt.runtime.session import Feed, SessionOptions
 
@@ -40,6 +40,8 @@ class Parting:
         fidelity: over all samples.
         factor: what the first has to be multiplied by to become the second, within 60 dB; None where no number does, and for outputs
             of the models, which nothing can scale back.
+        channels_db: signal to noise in dB once each channel of the first is multiplied by a number of its own; None where that explains
+            little, and for outputs.
     """
 
     a: str
@@ -47,16 +49,28 @@ class Parting:
     maker: tuple[str, str]
     fidelity: Fidelity
     factor: float | None = None
+    channels_db: float | None = None
+
+    @property
+    def decibels(self) -> float:
+        """Signal to noise, without what factors of channels explain."""
+        return self.fidelity.sqnr_db if self.channels_db is None else self.channels_db
 
     @property
     def parts(self) -> bool:
-        """Whether it differs by more than rounding, and not only by a factor that the model takes back elsewhere."""
+        """Whether it differs by more than rounding, and not only by factors that the model takes back elsewhere."""
         return not self.fidelity.within(_ROUNDING) and not self.is_scaled
 
     @property
     def is_scaled(self) -> bool:
-        """Whether it is a multiple of its counterpart, other than once."""
-        return self.factor is not None and abs(self.factor - 1) > _FACTOR_OF_ONE
+        """Whether it, or each of its channels, is a multiple of its counterpart, other than once."""
+        by_channel = self.channels_db is not None and self.channels_db > SCALED_DB
+        return by_channel or (self.factor is not None and abs(self.factor - 1) > _FACTOR_OF_ONE)
+
+    @property
+    def told(self) -> str:
+        """The decibels in words; nothing where the two cannot be compared."""
+        return "" if self.fidelity.problem else f"{self.decibels:.1f}{'' if self.channels_db is None else ', channels scaled'}"
 
 
 class Pair(NamedTuple):
@@ -130,15 +144,16 @@ class Difference:
     def _partings(self) -> list[Any]:
         parting = [value for value in self.values or () if value.parts]
         total = len(self.values or ())
-        scales = Counter(f"{value.factor:.4g}" for value in self.values or () if value.is_scaled)
+        scales = Counter(
+            "a number for each channel" if value.factor is None else f"{value.factor:.4g}" for value in self.values or () if value.is_scaled
+        )
         scaled = [Text(f"{count} values are the first model's times {factor}") for factor, count in scales.items()]
         if not parting:
             return [Text(f"all {total} values that correspond agree up to rounding{', or are scaled' if scaled else ''}"), *scaled]
         table = Table("value", "in the second", "made by", "relative error", "SQNR, dB", box=None, header_style="bold", pad_edge=False)
         for value in parting[:_MOST_VALUES]:
             error = value.fidelity.problem or f"{value.fidelity.relative:.1e}"
-            decibels = "" if value.fidelity.problem else f"{value.fidelity.sqnr_db:.1f}"
-            table.add_row(Text(value.a), Text(value.b), Text(" ".join(value.maker)), Text(error), decibels)
+            table.add_row(Text(value.a), Text(value.b), Text(" ".join(value.maker)), Text(error), value.told)
         if len(parting) > _MOST_VALUES:
             table.add_row("…", f"{len(parting) - _MOST_VALUES} more; --json has all", "", "", "")
         return [Text(f"{len(parting)} of {total} values that correspond differ by more than rounding, first"), table, *scaled]
@@ -221,8 +236,8 @@ def partings_of(
         if value.name in measured:
             made_by = (operator_of(maker), maker.name or "") if maker is not None else ("", "")
             deviation = measured[value.name or ""]
-            factor = None if value in alignment.a.sinks else deviation.factor
-            found.append(Parting(value.name or "", its.name or "", made_by, deviation.fidelity, factor))
+            scales = (None, None) if value in alignment.a.sinks else (deviation.factor, deviation.channels_db)
+            found.append(Parting(value.name or "", its.name or "", made_by, deviation.fidelity, *scales))
     return found
 
 
@@ -238,4 +253,5 @@ def _nodes(operators: Sequence[str], names: Sequence[str]) -> str:
 def _value_json(value: Parting) -> dict[str, Any]:
     figures = {"relative": value.fidelity.relative, "max_abs": value.fidelity.max_abs, "sqnr_db": value.fidelity.sqnr_db}
     finite = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
-    return {"a": value.a, "b": value.b, "maker": " ".join(value.maker), "problem": value.fidelity.problem, "factor": value.factor} | finite
+    scales = {"factor": value.factor, "channels_db": value.channels_db}
+    return {"a": value.a, "b": value.b, "maker": " ".join(value.maker), "problem": value.fidelity.problem} | scales | finite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,40 +14,68 @@ from graphopt.runtime.fidelity import IDENTICAL_DB, Fidelity, measure, merge
 from graphopt.runtime.session import Feed, SessionOptions
 from graphopt.runtime.trace import ValueTracer, trace_shapes
 
+Array = np.ndarray[Any, Any]
+
 _MEMORY = 256 * 2**20
 """Bytes of values of each model that are held at once."""
 _SAME = 1e-3
 """Largest difference, relative to the largest magnitude, of values that are the same in another shape."""
-_SCALED_DB = 60.0
-"""Signal-to-noise ratio from which on one factor explains a difference."""
+SCALED_DB = 60.0
+"""Signal-to-noise ratio from which on factors explain a difference."""
+_MUCH_DB = 10.0
+"""Factors of channels that bring a value so much closer have been moved there from the next layer, or to it."""
+_RANK_OF_TEXT = 3
 
 
-class Moments(NamedTuple):
-    """Sums over the elements of two values, the reference first: of products and of squares."""
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over the elements of two values, the reference first: of products and of squares, ``float64 [channels]``, or of all in one."""
 
-    product: float = 0.0
-    reference: float = 0.0
-    found: float = 0.0
+    product: Array
+    reference: Array
+    found: Array
 
     @classmethod
     def of(cls, reference: Any, found: Any) -> Moments:
         """Of two arrays of floats with the same shape; zeros for anything else."""
         arrays = np.asarray(reference), np.asarray(found)
         if arrays[0].shape != arrays[1].shape or any(array.dtype.kind != "f" for array in arrays):
-            return cls()
-        x, y = (array.reshape(-1).astype(np.float64) for array in arrays)
-        return cls(float(x @ y), float(x @ x), float(y @ y))
+            return cls(*np.zeros((3, 1)))
+        x, y = (_channels(array.astype(np.float64)) for array in arrays)
+        return cls(*(np.einsum("ck,ck->c", *pair) for pair in ((x, y), (x, x), (y, y))))
 
-    def __add__(self, other: tuple[float, ...]) -> Moments:  # type: ignore[override]  # sums, not a longer tuple
-        return Moments(*(x + y for x, y in zip(self, other, strict=True)))
+    @property
+    def whole(self) -> Moments:
+        """Of all channels together."""
+        return Moments(*(each.sum(keepdims=True) for each in (self.product, self.reference, self.found)))
+
+    def plus(self, other: Moments) -> Moments:
+        """Of the elements of both; in one where an axis that was taken for that of channels differs in length."""
+        if self.product.size != other.product.size:
+            return self.whole.plus(other.whole)
+        return Moments(self.product + other.product, self.reference + other.reference, self.found + other.found)
 
     @property
     def factor(self) -> float | None:
         """The number that the reference has to be multiplied by; None where that leaves more noise than 60 dB below the value."""
-        if not all(map(math.isfinite, self)) or not self.product:
-            return None
-        noise = max(self.found - self.product**2 / self.reference, self.found * 10 ** (-IDENTICAL_DB / 10))
-        return self.product / self.reference if 10 * math.log10(self.found / noise) > _SCALED_DB else None
+        return float(self.whole.product[0] / self.whole.reference[0]) if self.whole.scaled_db > SCALED_DB else None
+
+    @property
+    def scaled_db(self) -> float:
+        """Signal to noise in dB, each channel of the reference multiplied by the number that suits it best; 0 where that is unknown."""
+        if not all(np.isfinite(each).all() for each in (self.product, self.reference, self.found)) or not self.product.any():
+            return 0.0
+        explained = self.product**2 / np.where(self.reference > 0, self.reference, 1.0)
+        signal = float(self.found.sum())
+        return 10 * math.log10(signal / max(signal - float(explained.sum()), signal * 10 ** (-IDENTICAL_DB / 10)))
+
+
+def _channels(array: Array) -> Array:
+    """``[channels, elements]``: along the second axis of pictures, else along the last."""
+    if not array.ndim:
+        return array.reshape(1, 1)
+    moved = np.moveaxis(array, 1 if array.ndim > _RANK_OF_TEXT else -1, 0)
+    return moved.reshape(moved.shape[0], -1) if array.size else np.zeros((1, 1))
 
 
 @dataclass(frozen=True)
@@ -57,10 +85,18 @@ class Deviation:
     Attributes:
         fidelity: over all samples.
         factor: what the reference has to be multiplied by; None where no number brings the two within 60 dB.
+        channels_db: signal to noise in dB once each channel is multiplied by a number of its own; None where that explains little.
     """
 
     fidelity: Fidelity
     factor: float | None
+    channels_db: float | None
+
+    @classmethod
+    def of(cls, fidelity: Fidelity, moments: Moments) -> Deviation:
+        """Of what was summed up."""
+        explains = fidelity.sqnr_db < SCALED_DB and moments.scaled_db > max(fidelity.sqnr_db, moments.whole.scaled_db) + _MUCH_DB
+        return cls(fidelity, moments.factor, moments.scaled_db if explains else None)
 
 
 def divergence(
@@ -100,14 +136,15 @@ def divergence(
 
 def _of_group(tracers: tuple[ValueTracer, ValueTracer], group: Sequence[tuple[str, str]], feeds: Iterable[Feed]) -> dict[str, Deviation]:
     measured: dict[str, Fidelity] = {}
-    moments = {name: Moments() for name, _ in group}
+    moments: dict[str, Moments] = {}
     for feed in feeds:
         reference, found = tracers[0].run(feed), tracers[1].run(feed)
         paired = {name: _like(reference[name], found[other]) for name, other in group}
         measured = merge((measured, measure(reference, paired)))
-        for name in moments:
-            moments[name] += Moments.of(reference[name], paired[name])
-    return {name: Deviation(fidelity, moments[name].factor) for name, fidelity in measured.items()}
+        for name, other in paired.items():
+            more = Moments.of(reference[name], other)
+            moments[name] = moments[name].plus(more) if name in moments else more
+    return {name: Deviation.of(fidelity, moments[name]) for name, fidelity in measured.items()}
 
 
 def _like(reference: Any, found: Any) -> Any:

@@ -32,9 +32,6 @@ from graphopt.runtime.session import Feed, SessionOptions
 from graphopt.runtime.timing import Load, load_and_memory
 from graphopt.samples import Samples
 
-_SCALES = frozenset({"equalize", "smooth"})
-"""Passes after which channels between layers carry multiples of what they carried."""
-
 
 @dataclass(frozen=True)
 class Side:
@@ -122,7 +119,6 @@ def content_of(
     alignment = None if before is None else _aligned(before.model, after.model)
     values = [] if alignment is None or before is None else partings_of(alignment, before.feeds, options, before.shapes)
     base = before or after
-    values = _unscaled(values, base.model, lineage)
     by_name = {value.a: value for value in values}
     return {
         "version": 1,
@@ -154,14 +150,6 @@ def _lineage(path: Path, model: ir.Model) -> Lineage:
 def _aligned(a: ir.Model, b: ir.Model) -> Alignment:
     first = Flow(a)
     return align(first, Flow(b, like=first))
-
-
-def _unscaled(values: Iterable[Parting], model: ir.Model, lineage: Lineage) -> list[Parting]:
-    """Those that stand for the same numbers: what lies between two layers whose channels were scaled is no error."""
-    nodes = {node.name or "": node for node in model.graph}
-    scaled = (nodes[name] for name in {step.key.anchor for step in lineage.rewrites if step.key.pass_name in _SCALES} if name in nodes)
-    read = {value.name for node in scaled for value in node.inputs if value is not None}
-    return [value for value in values if value.a not in read]
 
 
 def _run(path: Path) -> dict[str, Any] | None:
@@ -221,7 +209,7 @@ def _decibels(layer: Layer, base: Side, values: Mapping[str, Parting]) -> float 
         if len(users) != 1 or users[0].name in base.layers or users[0].graph is not base.model.graph:
             return None
         value = users[0].outputs[0]
-    found = values[value.name or ""].fidelity.sqnr_db
+    found = values[value.name or ""].decibels
     return found if math.isfinite(found) else None
 
 
@@ -237,7 +225,7 @@ def _times(side: Side) -> dict[str, float]:
 
 
 def _error(number: int, value: Parting) -> dict[str, Any]:
-    decibels = value.fidelity.sqnr_db
+    decibels = value.decibels
     return {"number": number, "value": value.a, "maker": " ".join(value.maker), "decibels": decibels if math.isfinite(decibels) else None}
 
 

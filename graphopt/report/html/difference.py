@@ -59,10 +59,9 @@ def _told(change: Change) -> dict[str, Any]:
 
 def _worst(values: Iterable[Parting]) -> Mapping[str, Any] | None:
     """The value that is furthest from its counterpart, in figures; None where there is none."""
-    chosen = max(values, key=lambda value: (value.parts, -value.fidelity.sqnr_db), default=None)
+    chosen = max(values, key=lambda value: (value.parts, -value.decibels), default=None)
     if chosen is None:
         return None
-    fidelity = chosen.fidelity
-    decibels = fidelity.sqnr_db if math.isfinite(fidelity.sqnr_db) else None
-    factor = chosen.factor if chosen.is_scaled else None
-    return {"a": chosen.a, "b": chosen.b, "parts": chosen.parts, "decibels": decibels, "factor": factor, "problem": fidelity.problem}
+    decibels = chosen.decibels if math.isfinite(chosen.decibels) else None
+    scales = {"factor": chosen.factor if chosen.is_scaled else None, "by_channel": chosen.channels_db is not None}
+    return {"a": chosen.a, "b": chosen.b, "parts": chosen.parts, "decibels": decibels, "problem": chosen.fidelity.problem} | scales

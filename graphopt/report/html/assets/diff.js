@@ -8,7 +8,7 @@
   const error = (value) => {
     if (!value) return "";
     if (value.factor !== null) return `× ${number(value.factor, 4)}`;
-    return value.problem || (value.decibels === null ? "differs" : value.decibels >= 200 ? "equal" : `${number(value.decibels)} dB`);
+    return value.problem || (value.decibels === null ? "differs" : value.decibels >= 200 ? (value.by_channel ? "channels scaled" : "equal") : `${number(value.decibels)} dB${value.by_channel ? ", channels scaled" : ""}`);
   };
 
   const summary = () => {

@@ -21,12 +21,25 @@
       if (figures.relative_error !== null && figures.relative_error !== undefined) rows.push({ label: "relative error", before: "", after: figures.relative_error.toExponential(1), change: "" });
       if (figures.metric) rows.push({ label: figures.metric[0], before: number(figures.metric[1], 5), after: number(figures.metric[2], 5), change: "" });
     }
-    const columns = [{ key: "label", title: "" }, { key: "before", title: "before", number: true }, { key: "after", title: "after", number: true }, { key: "change", title: "" }];
+    const compared = rows.some((row) => row.before || row.change);
+    const columns = [
+      { key: "label", title: "" },
+      ...(compared ? [{ key: "before", title: "before", number: true }] : []),
+      { key: "after", title: compared ? "after" : "", number: true },
+      ...(compared ? [{ key: "change", title: "" }] : []),
+    ];
     byId("figures").append(table(columns, rows).frame);
     for (const note of (data.run && data.run.notes) || []) byId("notes").append(element("p", note, "soft"));
   };
 
+  const leaveOut = (id) => {
+    byId(id).remove();
+    const link = document.querySelector(`nav a[href="#${id}"]`);
+    if (link) link.remove();
+  };
+
   const pipeline = () => {
+    if (!data.run && !data.passes.length && !data.refused.length && !data.misses.length) return leaveOut("pipeline");
     const seconds = (data.run && data.run.figures && data.run.figures.seconds) || {};
     const names = [...new Set([...Object.keys(seconds), ...data.passes.map((entry) => entry.name)])];
     const rows = names.map((name) => {
@@ -61,9 +74,9 @@
       { key: "milliseconds", title: "ms", number: true, show: (row) => number(row.milliseconds) },
       ...(data.before ? [{ key: "milliseconds_after", title: "after", number: true, show: (row) => number(row.milliseconds_after) }] : []),
       { key: data.before ? "kernel_after" : "kernel", title: "kernel" },
-      { key: "expected_error", title: "error alone", number: true, show: (row) => number(row.expected_error) },
+      ...(data.layers.some((row) => row.expected_error !== null) ? [{ key: "expected_error", title: "error alone", number: true, show: (row) => number(row.expected_error) }] : []),
       ...(data.before ? [{ key: "decibels", title: "dB, accumulated", number: true, show: (row) => (row.decibels >= IDENTICAL ? "equal" : number(row.decibels)) }] : []),
-      { key: "by", title: "what happened, and why not", lines: (row) => [...row.steps, ...row.obstacles] },
+      ...(data.layers.some((row) => row.steps.length || row.obstacles.length) ? [{ key: "by", title: "what happened, and why not", lines: (row) => [...row.steps, ...row.obstacles] }] : []),
     ];
     columns.click = (row) => chooseHistogram(row.name);
     for (const row of data.layers) Object.assign(row, { size: row.shape.reduce((a, b) => a * b, 1), by: [...row.steps, ...row.obstacles].join("; ") });
@@ -101,7 +114,8 @@
     bars("chart-sizes", data.sizes.before, data.sizes.after);
     bars("chart-times", data.times.before, data.times.after);
     const errors = data.errors.filter((entry) => entry.decibels !== null);
-    new Chart(byId("chart-errors"), {
+    if (!errors.length) byId("chart-errors").closest("figure").remove();
+    else new Chart(byId("chart-errors"), {
       type: "line",
       data: { labels: errors.map((entry) => entry.number), datasets: [{ label: "dB", data: errors.map((entry) => entry.decibels), borderColor: "#e45756", pointRadius: 2 }] },
       options: { animation: false, plugins: { legend: { display: false }, tooltip: { callbacks: { title: (items) => `${errors[items[0].dataIndex].value} by ${errors[items[0].dataIndex].maker}` } } } },
