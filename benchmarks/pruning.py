@@ -47,7 +47,7 @@ _STEPS: Sequence[tuple[str, Importance, bool, bool]] = (
     ("+ allocation by damage at the outputs", "surgeon", True, True),
 )
 """What each row has: how channels are chosen, whether widths follow the damage, whether what is left is refitted."""
-_MEASURES = ("value", "agreement_fp32", "cosine_fp32", "sqnr_db_fp32")
+_MEASURES = ("value", "drop_error", "top1_agreement_fp32", "agreement_fp32", "mean_cosine_fp32", "sqnr_db_fp32")
 
 
 @dataclasses.dataclass
@@ -132,7 +132,7 @@ def _measured(case: Case) -> Iterator[dict[str, Any]]:
             seconds += time.perf_counter() - start
             with tempfile.TemporaryDirectory() as folder:
                 files.save(model, Path(folder) / "pruned.onnx")
-                yield {"share": share, "how": how, "seconds": seconds} | quality(case.subject, Path(folder) / "pruned.onnx")
+                yield quality(case.subject, Path(folder) / "pruned.onnx") | {"share": share, "how": how, "seconds": seconds}
 
 
 def _same_share(plan: Plan, share: float) -> list[int]:
