@@ -231,5 +231,6 @@ def _coverage(run: Run, ledger: Ledger) -> Coverage | None:
     except SessionError:  # some models need the runtime's optimizations to run at all
         return None
     passes = frozenset[str]().union(*(stage.approximating for stage in run.stages))
-    otherwise = "the ranges of its values are known from samples alone" if run.subject.synthetic else "no pass of the recipe is for it"
+    needs_samples = run.subject.synthetic and "static" in passes
+    otherwise = "the ranges of its values are known from samples alone" if needs_samples else "no pass of the recipe is for it"
     return coverage_of(before, shapes, ledger, passes, otherwise)

@@ -230,6 +230,20 @@ def test_a_relay_runs_what_the_model_runs(memory: int) -> None:
             np.testing.assert_allclose(mean, expected[name], atol=1e-5)
 
 
+def test_a_relay_stops_at_what_constants_alone_determine() -> None:
+    """As at the projection of a table of positions that is too large to be computed ahead."""
+    model = model_of("(float[N, 6] x) => (float[N, 6] y) { r = Relu(w1) a = MatMul(r, w2) b = MatMul(x, a) y = MatMul(b, w3) }")
+    stops, means = [Stop(name, LAST) for name in "ab"], dict[str, Array]()
+
+    def no_shifts(found: Any) -> dict[str, Array]:
+        means.update(found)
+        return {}
+
+    relay(model, stops, list(samples_of(model)), no_shifts, SessionOptions())
+    for name, mean in channel_means(model, stops, list(samples_of(model)), SessionOptions()).items():
+        np.testing.assert_allclose(means[name], mean, atol=1e-5)
+
+
 def test_a_shift_reaches_what_comes_after() -> None:
     """What is added at a stop is there when the samples go on."""
     model = model_of("(float[N, 6] x) => (float[N, 6] y) { a = MatMul(x, w1) y = MatMul(a, w2) }")

@@ -8,9 +8,12 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import driver
+from graphopt.choosing.judge import Judge
+from graphopt.choosing.metric import Metric
 from graphopt.errors import LimitError
 from graphopt.ledger import Key, Recorder
 from graphopt.passes.base import Context
+from graphopt.runtime.session import SessionOptions
 from tests.noisy import LAYERS, NOISE, Nudge, chain_file, data, kept, recipe
 
 model = pytest.fixture(chain_file)
@@ -82,3 +85,10 @@ def test_only_some_rewrites() -> None:
     assert not recorder.allow(Key("disturb", "", "mm2"))
     assert not recorder.denies(Key("disturb", "", "mm2"))
     assert all(recorder.allow(key) for key in (Key("disturb", "", "mm1"), Key("nudge", "", "mm2"), Key("disturb")))
+
+
+def test_a_limit_is_never_told_by_an_empty_word() -> None:
+    """0 dB is a limit where nothing else is, as with a budget that decides; beside a metric of one's own it says nothing."""
+    own = Metric("mine", lambda run, path: 0.0, 0.5, SessionOptions(), Path("model.onnx"))
+    assert Judge(None, 0.0).limit == "0 dB of signal to noise"
+    assert Judge(None, 0.0, own).limit == "a drop of mine by 0.5 at most"

@@ -18,6 +18,7 @@ from graphopt.graph.layers import layers_of
 from graphopt.graph.structure import verify_structure
 from graphopt.passes.factorize import low_rank
 from graphopt.passes.factorize.forms import Form, form_of
+from graphopt.presets import preset
 from graphopt.recipe import Recipe
 from graphopt.result import Result
 from graphopt.runtime.session import SessionOptions, open_session
@@ -196,6 +197,18 @@ def test_one_budget(options: str, words: str) -> None:
     """None or two of them, or one that is no share, is refused."""
     with pytest.raises(RecipeError, match=words):
         Recipe.of(f"factorize({options})").build()
+
+
+def test_a_model_without_a_layer_to_split_meets_no_budget() -> None:
+    """Nothing is written for a success, where nothing was reached."""
+    model = weighted("(float[B,8] x) => (float[B,3] y) { y = MatMul(x, only) }", {"only": (8, 3)})
+    feeds = [{"x": array} for array in np.random.default_rng(0).normal(size=(8, 4, 8)).astype(np.float32)]
+    with pytest.raises(LimitError, match="none of 1 layers has a form of a lower rank"):
+        graphopt.optimize(model, recipe=preset("low-rank", macs=0.7), data=feeds)
+    assert (
+        "factorize"
+        not in graphopt.optimize(model, recipe=preset("low-rank", loss=0.1).changed(verify="outputs"), data=feeds).ledger.counts()
+    )
 
 
 @pytest.mark.usefixtures("_no_races")

@@ -26,6 +26,7 @@ from graphopt.result import Result
 from graphopt.runtime.session import SessionOptions, open_session
 from graphopt.samples import Samples
 from graphopt.stage import Stage
+from tests.weighted import weighted
 
 DIGITS = Path(__file__).parent.parent / "examples/digits"
 
@@ -114,6 +115,56 @@ def test_budgets_that_cannot_be_met() -> None:
         Prune(macs=0.001).run(model, context)
 
 
+def test_streams_are_named_where_they_would_help() -> None:
+    """They are left alone unless one says so, and a budget that cannot be met without them says so."""
+    model = weighted(
+        "(float[B,8] x) => (float[B,3] y) { h = MatMul(x, first) b = MatMul(h, inner) r = Relu(b) c = MatMul(r, outer)"
+        "s = Add(h, c) y = MatMul(s, last) }",
+        {"first": (8, 64), "inner": (64, 4), "outer": (4, 64), "last": (64, 3)},
+    )
+    context = _noise(model, 4, 8)
+    with pytest.raises(LimitError, match=r"let 1 residual streams become narrower too \(residual=true\)"):
+        Prune(macs=0.5).run(model, context)
+    assert Prune(macs=0.5, residual=True).run(model, context)
+
+
+def test_nothing_that_could_go_is_no_success() -> None:
+    """A budget is not met by a model without a hidden layer."""
+    model = weighted("(float[B,8] x) => (float[B,3] y) { y = MatMul(x, only) }", {"only": (8, 3)})
+    with pytest.raises(LimitError, match="no channels can go; see inspect --couplings"):
+        Prune(macs=0.5).run(model, _noise(model, 4, 8))
+
+
+def test_constants_that_a_layer_multiplies() -> None:
+    """Tables of positions that a weight projects, for instance: such a layer is refitted as if they were data."""
+    model = weighted(
+        "(float[B,4,8] x) => (float[B,4,3] y) { h = MatMul(x, first) r = Relu(h) m = MatMul(r, second) p = MatMul(table, third)"
+        "s = Add(m, p) y = MatMul(s, last) }",
+        {"first": (8, 64), "second": (64, 6), "table": (4, 5), "third": (5, 6), "last": (6, 3)},
+    )
+    before = model.clone()
+    assert Prune(macs=0.7).run(model, _noise(model, 2, 4, 8))
+    feed = {"x": np.random.default_rng(1).normal(size=(2, 4, 8)).astype(np.float32)}
+    expected, found = (open_session(each).run(feed)["y"] for each in (before, model))
+    assert np.square(found - expected).sum() < 0.1 * np.square(expected).sum()
+
+
+def test_double_precision() -> None:
+    """Weights of any element type are refitted."""
+    model = weighted(
+        "(double[B,16] x) => (double[B,3] y) { h = MatMul(x, first) r = Relu(h) y = MatMul(r, second) }",
+        {"first": (16, 32), "second": (32, 3)},
+    )
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy().astype(np.float64), name=value.name)
+        value.type = ir.TensorType(ir.DataType.DOUBLE)
+    feeds = [{"x": array} for array in np.random.default_rng(0).normal(size=(8, 4, 16))]
+    result = graphopt.optimize(model, recipe=preset("prune", macs=0.7).changed(verify="outputs"), data=feeds)
+    assert result.ledger.counts()["prune"] == 1
+    assert "refitted" in " ".join(result.ledger.notes)
+
+
 def test_a_budget_of_time() -> None:
     """Widths are what kernels like, and a replay that measures nothing comes to the same ones."""
     model, context = _given("conv", repeat=64)
@@ -147,6 +198,12 @@ def _given(name: str, repeat: int = 1) -> tuple[ir.Model, Context]:
     feeds = [{name: np.concatenate([data[name][row : row + 4]] * repeat) for name in inputs} for row in range(0, 32, 4)]
     samples = Samples(lambda: iter(feeds), len(feeds), "digits")
     return model, Context(samples, "cpu", options=SessionOptions(threads=1), original=model.clone())
+
+
+def _noise(model: ir.Model, *shape: int) -> Context:
+    """Random samples of a shape for the input ``x``, and the model as it is now."""
+    feeds = [{"x": array} for array in np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)]
+    return Context(Samples(lambda: iter(feeds), len(feeds), "noise"), "cpu", options=SessionOptions(threads=1), original=model.clone())
 
 
 def _candidates(*, residual: bool) -> list[Candidate]:

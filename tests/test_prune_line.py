@@ -23,6 +23,7 @@ from graphopt.passes.walk.outputs import as_matrix, output_of
 from graphopt.runtime.session import SessionOptions, open_session
 from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
+from tests.weighted import weighted
 
 Array = np.ndarray[Any, Any]
 DIGITS = Path(__file__).parent.parent / "examples/digits"
@@ -59,6 +60,23 @@ def test_segments_compute_what_the_whole_does(name: str) -> None:
     expected = open_session(model, "all", OPTIONS).run(feed)
     for output, array in halved.items():
         np.testing.assert_allclose(array, expected[output], rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_wait_between_segments() -> None:
+    """A vector of them crosses as one of known length, which is all that the runtime takes; the picture may have any."""
+    model = prepared(
+        weighted(
+            "(float[B,3,H,W] x) => (float[b,c,h,w] y) <int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}> {"
+            "a = Conv<strides = [2, 2]>(x, first) t = Shape(a) outer = Slice(t, zero, two) s = Shape(x) inner = Slice(s, two, four)"
+            'sizes = Concat<axis = 0>(outer, inner) b = Conv(a, second) u = Relu(b) y = Resize<mode = "nearest">(u, , , sizes) }',
+            {"first": (4, 3, 3, 3), "second": (4, 4, 1, 1)},
+        )
+    )
+    line = Line(model, [node.name or "" for node in model.graph if node.op_type in ("Conv", "Relu", "Concat")], OPTIONS)
+    for side in (8, 11):
+        feed = {"x": np.random.default_rng(side).normal(size=(2, 3, side, side)).astype(np.float32)}
+        expected = open_session(model, "all", OPTIONS).run(feed)["y"]
+        np.testing.assert_allclose(line.run(feed, 0, len(line))["y"], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "attention"])

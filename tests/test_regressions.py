@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.opset import convert_opset, opset_of
+from graphopt.graph.signature import signature_of
 from graphopt.passes.activations import Activations
 from graphopt.passes.affine import Affine
 from graphopt.passes.algebra import Algebra
@@ -161,3 +163,15 @@ def test_the_root_in_a_norm_with_its_epsilon_first_stays_a_power() -> None:
     after = rewrite(text, Algebra(), opset=17)
     assert operators(after).count("Pow") == 2
     assert_same_outputs(parse(text, 17), after, {"x": np.array([[0.01, 0.05], [0.2, 0.1]], np.float32)})
+
+
+def test_a_signature_outlives_a_conversion() -> None:
+    """Converters infer lengths that the outputs did not tell; what a caller sees stays as it was."""
+    weight = "{" + ", ".join(["0.5"] * 36) + "}"
+    text = f"(float[n,1,8,8] x) => (float[n,rows,columns,c] y) <float[4,1,3,3] w = {weight}> {{ h = Conv(x, w) y = Relu(h) }}"
+    model = parse(text, 11)
+    before = signature_of(model)
+    convert_opset(model, 13)
+    assert opset_of(model) == 13
+    assert signature_of(model) == before
+    assert_same_outputs(parse(text, 11), model, {"x": np.ones((2, 1, 8, 8), np.float32)})

@@ -301,6 +301,16 @@ CONSTANT_CASES = {
     "Tile": ("Tile(a, b)", np.array([1, 2]), np.array([2])),
     "NonZero": ("NonZero(a)", np.array([[1, 0], [2, 3]]), None),
     "ConstantOfShape": ("ConstantOfShape<value = int64[1] {3}>(a)", np.array([2, 1]), None),
+    "ReduceL2": ("ReduceL2(a, b)", np.array([[1.0, 5.0], [2.0, 7.5]], np.float32), np.array([1])),
+    "Softplus": ("Softplus(a)", np.array([-90, 0.5, 90], np.float32), None),
+    "Einsum": ('Einsum<equation = "ij,j->i">(a, b)', np.array([[1.0, 5.0], [2.0, 7.5]], np.float32), np.array([3.0, 2.0], np.float32)),
+    "EyeLike": ("EyeLike(a)", np.ones((2, 3), np.float32), None),
+    "LayerNormalization": ("LayerNormalization(a, b)", np.array([[1.0, 5.0], [2.0, 7.5]], np.float32), np.array([3.0, 2.0], np.float32)),
+    "BatchNormalization": (
+        "BatchNormalization<epsilon = 1e-8>(a, b, b, b, b)",
+        np.array([[[1.0, 5.0], [2.0, 7.5]]], np.float32),
+        np.array([0.5, 1e-4], np.float32),
+    ),
 }
 
 
@@ -320,6 +330,19 @@ def test_constants_are_what_the_runtime_computes(operator: str) -> None:
     assert found is not None
     assert found[0].dtype == expected.dtype
     np.testing.assert_allclose(found[0], expected, rtol=3e-7, atol=1e-7)
+
+
+def test_weights_that_are_standardized_when_the_model_runs_become_constants() -> None:
+    """As some convolutions do, by a BatchNormalization of the weight: it is a layer like any other then."""
+    text = f"""(float[n,3,9,9] x) => (float[n,a,b,c] y)
+        <float[1,4,75] w = {{{", ".join(str(number % 7) for number in range(300))}}}, int64[4] s = {{4, 3, 5, 5}},
+        float[4] g = {{1, 2, 1, 2}}, float[4] o = {{0, 1, 2, 3}}, float[4] m = {{0, 1, 0, 1}}, float[4] v = {{1, 1, 2, 2}}>
+        {{ u, p, q = BatchNormalization<training_mode = 1>(w, g, o, m, v) k = Reshape(u, s) y = Conv(x, k) }}"""
+    after = rewrite(text, Simplify())
+    assert operators(after) == ["Conv"]
+    assert_same_outputs(parse(text), after, {"x": np.ones((2, 3, 9, 9), np.float32)})
+    older = text.replace("u, p, q", "u").replace("training_mode = 1", "momentum = 0.5")  # the reference mixes statistics there
+    assert "BatchNormalization" in operators(rewrite(older, Simplify(), opset=8))
 
 
 def test_a_large_constant_that_others_use_is_not_multiplied_apart() -> None:

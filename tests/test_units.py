@@ -27,6 +27,7 @@ from graphopt.runtime.trial import runnable_samples
 from graphopt.stage import Stage
 from tests.helpers import parse
 from tests.pruned import chosen, furthest, zeroed
+from tests.weighted import weighted
 
 Array = np.ndarray[Any, Any]
 LIMIT = 1e-5
@@ -225,6 +226,24 @@ def test_captured_values_stay() -> None:
     couplings = couplings_of(model)
     assert not couplings.blocks
     assert any("subgraph" in pin.reason for pin in couplings.pins)
+
+
+def test_what_a_recurrence_begins_with_becomes_as_narrow_as_its_state() -> None:
+    """Zeros of a computed shape hold back no channel: their length is written anew."""
+    model = weighted(
+        "(float[B,6] x) => (float[B,3] y) <int64[1] zero = {0}, int64[1] one = {1}, int64[1] width = {8}> {"
+        "s = Shape(x) b = Slice(s, zero, one) n = Concat<axis = 0>(b, width) h = ConstantOfShape(n)"
+        "u = MatMul(x, first) v = Add(u, h) w = Relu(v) y = MatMul(w, second) }",
+        {"first": (6, 8), "second": (8, 3)},
+    )
+    couplings = couplings_of(model)
+    (block,) = couplings.blocks
+    gone = {block.name: np.array([1, 5, 6])}
+    expected = zeroed(model, couplings, gone)
+    remove(model, couplings, gone)
+    feed = {"x": np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)}
+    assert furthest(open_session(expected).run(feed), open_session(model).run(feed)) < LIMIT
+    assert [value.shape for value in model.graph.initializers.values() if (value.name or "").startswith("first")] == [(6, 5)]
 
 
 def test_graph_of_blocks() -> None:

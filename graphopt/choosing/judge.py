@@ -47,4 +47,5 @@ class Judge:
     def limit(self) -> str:
         """What is asked for, in words."""
         drop = [f"a drop of {self.metric.name} by {self.metric.max_drop:g} at most"] if self.metric else []
-        return " and ".join([*([f"{self.min_sqnr:g} dB of signal to noise"] if self.min_sqnr else []), *drop])
+        counts = self.min_sqnr is not None and (self.min_sqnr > 0 or not drop)
+        return " and ".join([*([f"{self.min_sqnr:g} dB of signal to noise"] if counts else []), *drop])

@@ -61,8 +61,11 @@ def write_inline(model: ir.Model, file: PendingFile) -> None:
 
 
 def to_message(model: ir.Model) -> onnx.ModelProto:
-    """The model as protobuf has it, without the type and shape of initializers: their tensors say the same."""
+    """The model as protobuf has it, without what goes without saying: types of initializers, and the name of the standard domain."""
     proto = ir.to_proto(model)
+    for imported in (*proto.opset_import, *(each for function in proto.functions for each in function.opset_import)):
+        if not imported.domain:
+            imported.ClearField("domain")
     initializers = {tensor.name for tensor in proto.graph.initializer}
     kept = [info for info in proto.graph.value_info if info.name not in initializers or info.metadata_props or info.doc_string]
     proto.graph.ClearField("value_info")

@@ -35,7 +35,7 @@ def convert_opset(model: ir.Model, version: int) -> None:
     key = ledger.Key("opset", "raise-opset" if version > before else "lower-opset", f"{before} to {version}")
     if not ledger.allow(key):
         return
-    reason = ""
+    reason, signature = "", [(value.type, value.shape and value.shape.copy()) for value in _ports(model)]
     # The converters report through the log and leave the model as it was; their noise is not for the user.
     logging.disable(logging.ERROR)
     try:
@@ -46,8 +46,14 @@ def convert_opset(model: ir.Model, version: int) -> None:
         logging.disable(logging.NOTSET)
     if opset_of(model) != version:
         raise UnsupportedModelError(f"the model cannot be converted from opset {before} to {version}{reason}; export it at opset {version}")
+    for value, (given, shape) in zip(_ports(model), signature, strict=True):
+        value.type, value.shape = given, shape  # the converters infer more, and a signature is not theirs to change
     model.ir_version = max(model.ir_version, _least_ir_version(version))
     ledger.record(ledger.Rewrite(key))
+
+
+def _ports(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *model.graph.outputs]
 
 
 def _least_ir_version(opset: int) -> int:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graphopt.graph.edits import nested
 from graphopt.runtime.session import Feed, Session, SessionOptions, load_session, native_session_options
 from graphopt.runtime.shelf import Shelf
-from graphopt.runtime.statistics.chain import prepared
+from graphopt.runtime.statistics.chain import describe, prepared
 
 Array = np.ndarray[Any, Any]
 Means = Mapping[str, Array]
@@ -147,8 +147,9 @@ def _legs(graph: ir.Graph, stops: Collection[str]) -> Iterator[_Leg]:
     levels: dict[ir.Value, int] = dict.fromkeys(graph.inputs, 0)
     for node in graph:
         known = [levels[value] + (value.name in stops) for value in _used(node) if value in levels]
-        if known:  # what constants alone determine is computed again in each leg that reads it
-            levels |= dict.fromkeys(node.outputs, max(known))
+        is_stop = any(value.name in stops for value in node.outputs)
+        if known or is_stop:  # what else constants alone determine is computed again in each leg that reads it
+            levels |= dict.fromkeys(node.outputs, max(known, default=0))
     needed = {value for value in levels if value.name in stops}
     readers: dict[ir.Value, set[int]] = {value: set() for value in levels}
     for node in reversed(graph):
@@ -177,11 +178,7 @@ def _part(model: ir.Model, leg: _Leg, feed: Feed) -> ir.Model:
     """A leg as a model; its inputs are described as the first sample has them."""
     graph = ir.convenience.extract(model.graph, list(leg.entering), list(dict.fromkeys((*leg.stops, *leg.made))))
     for value in graph.inputs:
-        array = feed[value.name or ""]
-        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        # The runtime takes an unknown number of sizes for none; there are as many as the picture has axes.
-        is_sizes = any(user.op_type == "Resize" and user.inputs[0] is not value for user in value.consumers())
-        value.shape = ir.Shape(array.shape if is_sizes else [None] * array.ndim)
+        describe(value, feed[value.name or ""])
     return ir.Model(graph, ir_version=model.ir_version, functions=[function.clone() for function in model.functions.values()])
 
 

@@ -79,8 +79,8 @@ def indices(cut: Cut, node: ir.Node) -> None:
 
 
 def lengths(cut: Cut, node: ir.Node) -> None:
-    """Lengths that Reshape, Expand and Resize are told."""
-    index = 3 if node.op_type == "Resize" else 1
+    """Lengths that Reshape, Expand, Resize and ConstantOfShape are told."""
+    index = {"Resize": 3, "ConstantOfShape": 0}.get(node.op_type, 1)
     for axis, units in enumerate(cut.axes(node.outputs[0])):
         if units is None or cut.kept(units) is None or index >= len(node.inputs):
             continue
@@ -131,7 +131,7 @@ FOLLOWERS: Mapping[str, Callable[[Cut, ir.Node], None]] = {
     "Split": parts,
     "Slice": bounds,
     "Gather": indices,
-    **dict.fromkeys(("Reshape", "Expand", "Resize"), lengths),
+    **dict.fromkeys(("Reshape", "Expand", "Resize", "ConstantOfShape"), lengths),
     **dict.fromkeys(_ATTENTION, heads),
 }
 """By operator."""

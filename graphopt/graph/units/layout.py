@@ -98,6 +98,12 @@ def expand(step: Step) -> Sequence[Axes]:
     return [_settable(step, kept, step.out)]
 
 
+def filled(step: Step) -> Sequence[Axes]:
+    """One number everywhere, as a recurrence begins with: as many of them as what it meets."""
+    fresh = [step.ties.fresh(length) if length > 1 else None for length in step.out]
+    return [_settable(step, fresh, step.out, index=0)]
+
+
 def tile(step: Step) -> Sequence[Axes]:
     """Indices repeated as a whole."""
     repeats = step.view.integers(step.node.inputs[1])
@@ -260,6 +266,7 @@ LAYOUT: Mapping[str, Rule] = {
     "Slice": slice_,
     "Gather": gather,
     "Expand": expand,
+    "ConstantOfShape": filled,
     "Tile": tile,
     "Pad": pad,
     "Resize": resize,

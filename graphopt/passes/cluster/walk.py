@@ -17,6 +17,7 @@ from graphopt.graph.edits import Names
 from graphopt.graph.layers import Layer, layers_of
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
+from graphopt.passes.walk.line import data_of
 from graphopt.passes.walk.outputs import Output, output_of
 from graphopt.passes.walk.stops import HELD_OUT, Sample, stops
 from graphopt.runtime.statistics import LayerStatistics
@@ -104,7 +105,7 @@ class _Place:
             product: multiplies.
         """
         layer = self._layer
-        array = sample.now[layer.input.name or ""]
+        array = data_of(layer, sample.now)
         self._positions.begin(number)
         drawn = self._positions.drawn(self._columns.count(array), layer.shape[2])
         x, t = self._columns.at(array, drawn), sample.target(layer, self._output)[:, :, drawn]

@@ -79,11 +79,11 @@ class Factorize(GuidedPass):
     def run(self, model: ir.Model, context: Context) -> bool:
         """Chooses ranks for all layers, and puts two in the place of each that gets one."""
         layers = self._layers(model)
-        if not layers:
-            return False
         first = next(iter(context.samples))
         shapes = shapes_of_layers(model, first, context.options)
         forms = self._forms(model, layers, shapes)
+        if not forms and self.loss is None:
+            raise LimitError(f"factorize: the budget cannot be met: none of {len(layers)} layers has a form of a lower rank")
         if not forms:
             return False
         # What is denied is measured too: another attempt, or a replay, comes to the same numbers whatever it leaves out.

@@ -79,6 +79,8 @@ class Prune(GuidedPass):
         """Chooses widths for all blocks, and removes what goes."""
         couplings = couplings_of(model)
         everyone = self.candidates(couplings)
+        if not everyone:
+            raise LimitError(f"prune: the budget cannot be met: no channels can go; {self._elsewhere(couplings)}see inspect --couplings")
         candidates = [each for each in everyone if not ledger.denies(self._key(each))]
         if not candidates:
             return False
@@ -163,12 +165,12 @@ class Prune(GuidedPass):
             return "made-up samples tell little of what may go: give --data"
         if denied:
             return f"{denied} blocks cost the outputs more than they may lose"
+        return f"{self._elsewhere(couplings)}give a larger share"
+
+    def _elsewhere(self, couplings: Couplings) -> str:
+        """What else could become narrower, as the beginning of a sentence."""
         streams = 0 if self.residual else sum(block.kind == "residual" for block in couplings.blocks)
-        return (
-            f"let {streams} residual streams become narrower too (residual=true), or give a larger share"
-            if streams
-            else "give a larger share"
-        )
+        return f"let {streams} residual streams become narrower too (residual=true), or " if streams else ""
 
     def _within_share(self, plan: Plan, hint: str) -> list[int]:
         """The widths for a budget of work or weights."""

@@ -122,11 +122,11 @@ def places_of(
         return []
     layers = [layer for layer in layers_of(model) if operator_of(layer.node) in _SUPPORTED]
     kept = {layer.name for layer in select(layers, names=exclude)} if exclude else set()
-    chosen = [layer for layer in select(layers, names=include) if layer.name not in kept and layer.size >= min_size]
+    chosen = [layer for layer in select(layers, names=include) if layer.name not in kept]
     places = []
     for layer in chosen:
         key = ledger.Key(pass_name, "", layer.name)
-        obstacle = _obstacle(layer, view)
+        obstacle = f"it has fewer than {min_size} weights" if layer.size < min_size else _obstacle(layer, view)
         if obstacle:
             ledger.miss(key, obstacle)
         elif not ledger.denies(key):
@@ -134,9 +134,7 @@ def places_of(
     return places
 
 
-def solve(
-    model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Context, narrow: Sequence[str] = (), also: Request | None = None
-) -> list[Solved]:
+def solve(model: ir.Model, places: Sequence[Place], scheme: Scheme, context: Context, narrow: Sequence[str] = ()) -> list[Solved]:
     """Puts every weight on a grid, in the metric of the samples where there are real ones.
 
     Args:
@@ -145,7 +143,6 @@ def solve(
         scheme: of the grids.
         context: holds the samples.
         narrow: names of layers whose weights get 7 bits: products of pairs of them fit into 16 bits.
-        also: statistics that are wanted next; taken along, where the samples have to run anyway.
 
     Returns:
         The layers by rising error, so that whoever looks for the one at which too much is lost has the harmless ones before it.
@@ -156,8 +153,7 @@ def solve(
     waiting = [place for place in places if _before(place, schemes[place.layer.name], states, context) is None]
     for group in _groups(waiting, context.memory or _MEMORY):
         seen = tuple(place.layer.name for place in group if _state(place, states))
-        request = dataclasses.replace(also or Request(), layers=seen)
-        known = context.statistics(model, request).layers if seen else {}
+        known = context.statistics(model, Request(layers=seen)).layers if seen else {}
         with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
             found = threads.map(partial(_solved, known, schemes), group)
             for place, result in zip(group, found, strict=True):

@@ -14,13 +14,17 @@ from graphopt.passes.rules import Change, Miss, rule
 
 FOLDED = frozenset(
     """
-    Abs Add And Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND
-    Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log MatMul Max Min Mod Mul Neg NonZero Not OneHot Or Pad Pow
-    Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape ScatterElements ScatterND Shape Sigmoid Sign Sin
-    Size Slice Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
+    Abs Add And BatchNormalization Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Einsum Equal Erf Exp Expand EyeLike Flatten
+    Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity IsInf IsNaN LayerNormalization Less LessOrEqual Log MatMul
+    Max Min Mod Mul Neg NonZero Not OneHot Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum ReduceSumSquare Relu Reshape ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softplus Split Sqrt Squeeze Sub
+    Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
     """.split()
 )
 """Operators whose reference implementation gives what the runtime gives, up to rounding."""
+
+_SINCE = {"BatchNormalization": 14}
+"""Opsets before which the reference does something else."""
 
 _SMALL = 1024
 """Bytes that a folded constant may always have: about what the nodes that it replaces took in the file."""
@@ -74,7 +78,7 @@ def _region_behind(node: ir.Node, view: View) -> list[ir.Node] | None:
 
 def _producers(node: ir.Node, view: View) -> list[ir.Node] | None:
     """The nodes that make the inputs that are not constant; None where the node cannot be folded, or an input is no node's."""
-    if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx") or view.opset < _SINCE.get(node.op_type, 1):
         return None
     made = [value.producer() for value in node.inputs if value is not None and not view.is_constant(value)]
     producers = [producer for producer in made if producer is not None]
@@ -82,10 +86,10 @@ def _producers(node: ir.Node, view: View) -> list[ir.Node] | None:
 
 
 def _is_bounded(node: ir.Node, view: View) -> bool:
-    """Whether the outputs are known to be of moderate size; reads no data."""
+    """Whether the outputs that are used are known to be of moderate size; reads no data."""
     tensors = [ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None]
     limit = max(_MOST_BYTES, sum(tensor.nbytes for tensor in tensors if tensor is not None))  # a transposed weight is no larger than it was
-    for output in node.outputs:
+    for output in (output for output in node.outputs if output.uses()):
         shape, dtype = view.static_shape(output), view.dtype(output)
         if dtype is None or dtype.bitwidth < 8 or shape is None or np.prod(shape, dtype=float) * dtype.itemsize > limit:
             return False

@@ -14,7 +14,7 @@ from graphopt.graph.layers import OPERATORS, Layer, layers_of
 from graphopt.graph.macs import macs_of
 from graphopt.graph.unfold import unfold
 from graphopt.graph.view import operator_of
-from graphopt.passes.walk.line import Line
+from graphopt.passes.walk.line import Line, data_of
 from graphopt.runtime.session import Session, SessionOptions
 from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
@@ -74,7 +74,7 @@ class Damage:
         groups, _, width = layer.shape
         total = np.zeros((groups, width, width), np.float32)
         for number in range(len(self._shelf)):
-            x = unfold(layer, self._line.run(self._shelf[number], self._at, self.step(layer.name))[layer.input.name or ""])
+            x = unfold(layer, data_of(layer, self._line.run(self._shelf[number], self._at, self.step(layer.name))))
             x = np.ascontiguousarray(x, np.float32)
             total += self._product(x, x)
         return total

@@ -12,11 +12,11 @@ import onnx_ir as ir
 
 from graphopt.errors import StatisticsError
 from graphopt.graph.edits import Names, nested
-from graphopt.graph.layers import layer_of, layers_of
+from graphopt.graph.layers import Layer, layer_of, layers_of
 from graphopt.graph.scratch import scratch
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session, SessionOptions, load_session, native_session_options
-from graphopt.runtime.statistics.chain import prepared
+from graphopt.runtime.statistics.chain import describe, prepared
 
 Array = np.ndarray[Any, Any]
 State = Mapping[str, Array]
@@ -118,11 +118,24 @@ class Line:
             array = state[value.name or ""]
             if not isinstance(array, np.ndarray):
                 raise StatisticsError(f"value {value.name!r} is no tensor: it cannot wait between two layers")
-            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-            # A vector of sizes keeps the length that the model tells: the runtime takes an unknown number of them for none.
-            value.shape = ir.Shape(array.shape if array.dtype == np.int64 and value.shape == array.shape else [None] * array.ndim)
+            describe(value, array)
         functions = [function.clone() for function in self._model.functions.values()]
         return ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
+
+
+def data_of(layer: Layer, state: State) -> Array:
+    """What a layer multiplies its weight with, of one sample: what waits before it, or a constant.
+
+    Args:
+        layer: of the model that the state is of.
+        state: of the sample before the layer.
+    """
+    found = state.get(layer.input.name or "")
+    if found is not None:
+        return found
+    tensor = ir.convenience.get_const_tensor(layer.input)
+    assert tensor is not None, "what is not computed is constant"
+    return tensor.numpy()
 
 
 def shapes_of_layers(model: ir.Model, state: State, options: SessionOptions) -> dict[str, tuple[int, ...]]:
@@ -142,6 +155,7 @@ def shapes_of_layers(model: ir.Model, state: State, options: SessionOptions) -> 
         state, at = line.run(before, step, step + 1), step + 1
         line.forget()
         shapes[layer.value.name or ""] = layer.stored_shape
+        shapes[layer.input.name or ""] = data_of(layer, before).shape
         shapes |= {name: array.shape for name, array in (before | state).items() if isinstance(array, np.ndarray)}
     return shapes
 

@@ -20,6 +20,7 @@ from graphopt.graph.unfold import unfold
 from graphopt.graph.units.removal import Parts
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
+from graphopt.passes.walk.line import data_of
 from graphopt.passes.walk.outputs import Output, output_of
 from graphopt.passes.walk.stops import HELD_OUT, stops
 from graphopt.runtime.statistics.chain import prepared
@@ -60,7 +61,7 @@ def refit(
         layer, output = place.layer, place.output
         fit, held = Moments.empty(*layer.shape), Moments.empty(*layer.shape)
         for number, sample in enumerate(samples):
-            x = unfold(layer, sample.now[layer.input.name or ""])
+            x = unfold(layer, data_of(layer, sample.now))
             (held if number % HELD_OUT == HELD_OUT - 1 else fit).add(x, sample.target(layer, output, place.rows), product)
         found = regression(fit, held, layer.weight(), affine=output.shift is not None, project=projections.get(name))
         if found is not None:

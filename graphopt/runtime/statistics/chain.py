@@ -89,7 +89,7 @@ class Chain:
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    """A copy in which every constant is an initializer that cannot be fed, and every value knows its element type where it can."""
+    """A copy in which every constant is an initializer that cannot be fed; values know their type, vectors of sizes their length."""
     from onnx_ir.passes import common
 
     copy = model.clone()
@@ -102,7 +102,23 @@ def prepared(model: ir.Model) -> ir.Model:
             dtype = view.dtype(value)
             if value.type is None and dtype is not None:
                 value.type = ir.TensorType(dtype)
+            if dtype == ir.DataType.INT64 and view.rank(value) == 1 and (length := view.static_shape(value)) is not None:
+                value.shape = ir.Shape(length)
     return copy
+
+
+def describe(value: ir.Value, array: np.ndarray) -> None:
+    """Tells the type and shape of what a part of a prepared model is fed; other samples may have other lengths.
+
+    Args:
+        value: an input of the part.
+        array: what one sample feeds.
+    """
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    # The runtime takes an unknown number of sizes for none; there are as many as the picture has axes.
+    is_sizes = any(user.op_type == "Resize" and user.inputs[0] is not value for user in value.consumers())
+    is_known = array.dtype == np.int64 and value.shape == array.shape
+    value.shape = ir.Shape(array.shape if is_sizes or is_known else [None] * array.ndim)
 
 
 @dataclass(frozen=True)

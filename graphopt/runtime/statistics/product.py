@@ -19,7 +19,7 @@ product (float[groups, rows, positions] left, float[groups, columns, positions] 
 
 
 class Product:
-    """``left right^T`` of float32 stacks ``[groups, rows, positions]`` and ``[groups, columns, positions]``.
+    """``left right^T`` of stacks ``[groups, rows, positions]`` and ``[groups, columns, positions]``, in float32 whatever they hold.
 
     Args:
         options: how sessions run.
@@ -35,5 +35,6 @@ class Product:
 
     def __call__(self, left: Array, right: Array) -> Array:
         """``float32 [groups, rows, columns]``."""
-        result: Array = self._session.run({"left": left, "right": right})["result"]
+        stacks = {"left": left, "right": right}
+        result: Array = self._session.run({name: np.asarray(stack, np.float32) for name, stack in stacks.items()})["result"]
         return result

@@ -20,7 +20,7 @@ from graphopt.passes.quantize.static.kernels import Ground, Kernel, Kind
 from graphopt.passes.quantize.static.prefix import float_prefix
 from graphopt.passes.quantize.static.rewriting import Rewriter
 from graphopt.passes.quantize.static.rule import fitting_rule
-from graphopt.passes.quantize.static.scales import Ranges, Rule, known_values, scales_of, wanted_of
+from graphopt.passes.quantize.static.scales import Ranges, Rule, known_values, scales_of
 from graphopt.passes.quantize.static.weights import with_room
 from graphopt.solve.grid import Scheme
 from graphopt.targets import TARGETS
@@ -67,7 +67,7 @@ class Static(GuidedPass):
         if is_raised:
             convert_opset(model, _OLDEST)
         if opset_of(model) < _OLDEST:
-            return is_raised
+            return False
         ground = Ground(View(model, TARGETS[context.target]), TARGETS[context.target])
         order = [self._key(kernel.node) for kernel in self._first_plan(model, ground, chosen).layers]
         rule = self._rule(model, context, chosen)
@@ -89,10 +89,9 @@ class Static(GuidedPass):
     def _quantize(self, model: ir.Model, context: Context, chosen: set[str], rule: Rule) -> bool:
         ground = Ground(View(model, TARGETS[context.target]), TARGETS[context.target])
         first = self._first_plan(model, ground, chosen)
-        wanted = wanted_of(first.grids, ground.view, rule)
-        solutions = solve(model, _places(first), Scheme(self.weight_bits), context, self.narrow, wanted)
         known = known_values(model, first.grids, ground.view, context, rule)
         unknown = {value for grid in first.grids for value in grid.values} - known.keys()
+        solutions = solve(model, _places(first), Scheme(self.weight_bits), context, self.narrow)
         solved = {one.place.layer.node: one for one in solutions}
         allowed = {node for node in solved if ledger.allow(self._key(node))}
         plan = plan_of(

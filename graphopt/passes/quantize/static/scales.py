@@ -42,12 +42,6 @@ class Scale:
     zero_point: int
 
 
-def wanted_of(grids: Sequence[Shared], view: View, rule: Rule) -> Request:
-    """What a rule wants to know of the values on some grids."""
-    names = tuple(value.name or "" for grid in grids for value in grid.values if not view.is_constant(value))
-    return Request(values=names) if rule == "minmax" else Request(histograms=names)
-
-
 def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: Context, rule: Rule) -> dict[ir.Value, Range]:
     """The range of each value by the rule, where samples showed finite numbers.
 
@@ -59,7 +53,9 @@ def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: 
         rule: how ranges are chosen.
     """
     values = [value for grid in grids for value in grid.values]
-    found = context.statistics(model, wanted_of(grids, view, rule)).values
+    names = tuple(value.name or "" for value in values if not view.is_constant(value))
+    request = Request(values=names) if rule == "minmax" else Request(histograms=names)
+    found = context.statistics(model, request).values
     known = {}
     for value in values:
         constant, name = view.constant(value), value.name or ""
