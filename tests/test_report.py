@@ -20,6 +20,7 @@ from graphopt.presets import preset
 from graphopt.report.html import write_report
 from graphopt.report.html.blocks import repeated
 from graphopt.report.html.layout import layered
+from graphopt.runtime.trial import runnable_samples
 from tests.pages import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -131,13 +132,44 @@ def test_repeated_blocks() -> None:
     assert repeated(list("ab") * 2) == []
 
 
-@pytest.mark.browser
-def test_page_in_a_browser(page: Path, browser: Any) -> None:
-    """No error, no request; tables sort and filter, search finds, the drawing zooms, a hostile name stays text."""
+def complaints(page: Path, browser: Any) -> list[str]:
+    """Opens a page; addresses that it asked for, and errors on its console."""
     browser.get(page.as_uri())
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
+    told = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [*(url for url in urls if not url.startswith(("file:", "data:"))), *told]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["resnet50", "bert_6l"])
+def test_architectures_in_a_browser(arch: Path, tmp_path: Path, name: str, browser: Any) -> None:
+    """A page of a model alone opens quietly, with its layers and its graph, and is small."""
+    assert main(["report", str(arch / name / "model.onnx"), "-o", str(tmp_path / "page.html"), "--quiet"]) == 0
+    assert (tmp_path / "page.html").stat().st_size < 5_000_000
+    assert complaints(tmp_path / "page.html", browser) == []
+    assert browser.execute_script("return document.querySelectorAll('#layer-table tbody tr').length") > 30
+    assert browser.execute_script("return graphoptReport.drawing.nodes().length") > 30
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("recipe", [preset("int8"), preset("prune", macs=0.7)], ids=["int8", "prune"])
+def test_approximated_models_in_a_browser(zoo: Path, tmp_path: Path, recipe: graphopt.Recipe, browser: Any) -> None:
+    """The page beside the original tells of each layer what became of it."""
+    model = zoo / "cifar_resnet20_ft" / "model.onnx"
+    feeds = list(runnable_samples(files.load(model), None, None, count=8, path=model))
+    graphopt.optimize(model, tmp_path / "out.onnx", recipe=recipe.changed(verify="outputs", min_sqnr=0), data=feeds)
+    write_report(tmp_path / "page.html", tmp_path / "out.onnx", model, feeds)
+    assert complaints(tmp_path / "page.html", browser) == []
+    assert browser.execute_script("return graphoptReport.data.layers.filter((layer) => layer.steps.length).length") > 5
+
+
+@pytest.mark.browser
+def test_page_in_a_browser(page: Path, browser: Any) -> None:
+    """No error, no request; tables sort and filter, search finds, the drawing zooms, a hostile name stays text."""
+    assert complaints(page, browser) == []
 
     def run(script: str) -> Any:
         return browser.execute_script(script)
