@@ -192,6 +192,9 @@ def test_scaled_channels_are_told_from_an_error(tmp_path: Path) -> None:
     assert decibels["m"][0] < 5
     assert 30 < decibels["m"][1] < 60
     assert decibels["y"][0] == decibels["y"][1]
+    np.savez(tmp_path / "one.npz", x=np.ones((1, 1, 4), np.float32))
+    alone = diff(original, written("d.onnx", noisy, weights[1] / scales[:, None]), tmp_path / "one.npz")
+    assert [value.a for value in alone.values or () if value.parts] == ["m", "r", "y"]  # with one element a channel anything is a multiple
 
 
 def test_runtime_optimized_files_align(zoo: Path, tmp_path: Path) -> None:

@@ -24,13 +24,21 @@ SCALED_DB = 60.0
 """Signal-to-noise ratio from which on factors explain a difference."""
 _MUCH_DB = 10.0
 """Factors of channels that bring a value so much closer have been moved there from the next layer, or to it."""
+_ENOUGH = 16
+"""Elements of a channel from which on a number of its own tells something: one that has a single element always has one that fits."""
 _RANK_OF_TEXT = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over the elements of two values, the reference first: of products and of squares, ``float64 [channels]``, or of all in one."""
+    """Sums over the elements of two values, the reference first: of products and of squares, ``float64 [channels]``, or of all in one.
 
+    Attributes:
+        count: elements of each channel.
+        product, reference, found: the sums.
+    """
+
+    count: int
     product: Array
     reference: Array
     found: Array
@@ -40,20 +48,22 @@ class Moments:
         """Of two arrays of floats with the same shape; zeros for anything else."""
         arrays = np.asarray(reference), np.asarray(found)
         if arrays[0].shape != arrays[1].shape or any(array.dtype.kind != "f" for array in arrays):
-            return cls(*np.zeros((3, 1)))
+            return cls(0, *np.zeros((3, 1)))
         x, y = (_channels(array.astype(np.float64)) for array in arrays)
-        return cls(*(np.einsum("ck,ck->c", *pair) for pair in ((x, y), (x, x), (y, y))))
+        return cls(x.shape[1], *(np.einsum("ck,ck->c", *pair) for pair in ((x, y), (x, x), (y, y))))
 
     @property
     def whole(self) -> Moments:
         """Of all channels together."""
-        return Moments(*(each.sum(keepdims=True) for each in (self.product, self.reference, self.found)))
+        sums = (each.sum(keepdims=True) for each in (self.product, self.reference, self.found))
+        return Moments(self.count * self.product.size, *sums)
 
     def plus(self, other: Moments) -> Moments:
         """Of the elements of both; in one where an axis that was taken for that of channels differs in length."""
         if self.product.size != other.product.size:
             return self.whole.plus(other.whole)
-        return Moments(self.product + other.product, self.reference + other.reference, self.found + other.found)
+        sums = (self.product + other.product, self.reference + other.reference, self.found + other.found)
+        return Moments(self.count + other.count, *sums)
 
     @property
     def factor(self) -> float | None:
@@ -95,7 +105,8 @@ class Deviation:
     @classmethod
     def of(cls, fidelity: Fidelity, moments: Moments) -> Deviation:
         """Of what was summed up."""
-        explains = fidelity.sqnr_db < SCALED_DB and moments.scaled_db > max(fidelity.sqnr_db, moments.whole.scaled_db) + _MUCH_DB
+        nearest = max(fidelity.sqnr_db, moments.whole.scaled_db)
+        explains = moments.count >= _ENOUGH and fidelity.sqnr_db < SCALED_DB and moments.scaled_db > nearest + _MUCH_DB
         return cls(fidelity, moments.factor, moments.scaled_db if explains else None)
 
 
