@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from graphopt import ledger
 from graphopt.graph.structure import verify_structure
+from graphopt.graph.view import View
 from graphopt.passes.shapes import ShapesPass
 from graphopt.runtime.session import open_session
 from graphopt.samples import Samples
@@ -129,6 +130,15 @@ def test_a_minus_one_of_the_model_itself_stays() -> None:
                      "t = Concat<axis=0>(e, f, m, f) y = Reshape(x, t)")  # fmt: skip
     result, _ = optimized(model)
     assert operators(result) == ["Reshape"]
+    assert_same(model, result)
+
+
+def test_a_minus_one_beside_a_length_stays_where_a_number_would_do() -> None:
+    """It refuses empty tensors, and so tells that there are none."""
+    model = model_of("float[b,s,12] x", "e = Shape<end=2>(x) m = Constant<value_ints=[-1,4]>() t = Concat<axis=0>(e, m) y = Reshape(x, t)")
+    result, _ = optimized(model)
+    (node,) = result.graph
+    assert View(result).integers(node.inputs[1]) == (0, 0, -1, 4)
     assert_same(model, result)
 
 

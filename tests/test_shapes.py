@@ -149,6 +149,7 @@ def test_shapes_of_architectures_are_those_of_runs_and_complete(arch: Path, name
          "p = Slice(x, z, d, a) y = Add(p, i)"), (B, S)),
         ('float[b,s] x, float[s,3] w| y = Einsum<equation="bs,sk->bk">(x, w)', (B, 3)),
         ("float[b,8,h,w] x| y = DepthToSpace<blocksize=2>(x)", (B, 2, "2*h", "2*w")),
+        ("float[b,s,8] x, float[b,9,8] k, float[b,9,6] v| y = com.microsoft.MultiHeadAttention<num_heads=2>(x, k, v)", (B, S, 6)),
     ],
 )  # fmt: skip
 def test_operator(text: str, shape: tuple[Dim | str, ...] | None) -> None:

@@ -44,6 +44,10 @@ QUERIES = """
     q = MatMul(x, w3) q_heads = Reshape(q, split) turned_q = Transpose<perm = [0, 2, 1, 3]>(q_heads)
     k = MatMul(x, w4) k_heads = Reshape(k, split) turned_k = Transpose<perm = [0, 2, 3, 1]>(k_heads)
 """
+FUSED = """
+    q = MatMul(x, w3) k = MatMul(x, w4) v = MatMul(x, w1)
+    mixed = com.microsoft.MultiHeadAttention<num_heads = 4>(q, k, v) y = MatMul(mixed, w2)
+"""
 SHARED = """
     n = LayerNormalization(x, s, b) q = MatMul(n, wide1) k = MatMul(n, wide2) v = MatMul(n, wide3)
     qk = Mul(q, k) c = Add(qk, v) t = Tanh(c) d = MatMul(t, down) y = Add(d, n)
@@ -70,6 +74,7 @@ def model_of(nodes: str) -> ir.Model:
             array: np.ndarray[Any, Any] = np.array(INTEGERS[name])
         else:
             vectors = dict.fromkeys(("s", "b", "even"), (WIDTH,))
+            vectors["wide"] = (3 * WIDTH,)
             matrices = dict.fromkeys(("wide1", "wide2", "wide3"), (WIDTH, 256)) | {"narrow": (WIDTH, WIDTH // 2), "down": (256, WIDTH)}
             shape = (vectors | matrices).get(name, (WIDTH, WIDTH))
             array = generator.normal(size=shape).astype(np.float32)
@@ -109,7 +114,7 @@ def error(reference: ir.Model, model: ir.Model, samples: Samples) -> float:
     return float(np.mean(gaps))
 
 
-@pytest.mark.parametrize("nodes", [GATED, NORMALIZED, PLAIN_NORMALIZED, RELU, QUERIES + ATTENTION, QUERIES + GROUPED])
+@pytest.mark.parametrize("nodes", [GATED, NORMALIZED, PLAIN_NORMALIZED, RELU, QUERIES + ATTENTION, QUERIES + GROUPED, FUSED])
 def test_scales_are_exact_and_lower_the_error_of_8_bits(nodes: str) -> None:
     """The same function, no new operator, and at most half of the error once the layers that read the scaled values are quantized."""
     model = model_of(nodes)
@@ -148,6 +153,7 @@ def test_heads_that_share_values_share_scales() -> None:
         ("g = MatMul(x, w1) a = Add(x, g) y = MatMul(a, w2)", "adds values"),
         ("g = MatMul(x, w1) a = Softmax(g) b2 = Mul(g, a) y = MatMul(b2, w2)", "used elsewhere too and Softmax"),
         ("y = MatMul(x, w1)", "made by no operator"),
+        (FUSED.replace("(q, k, v)", "(q, k, v, wide)"), "adds to them"),
     ],
 )
 def test_what_cannot_take_scales_is_left(nodes: str, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from graphopt.graph.attention import attention_at
 from graphopt.graph.edits import Builder, Names, remove_dead
 from graphopt.graph.view import View, attribute, input_of, operator_of
 
@@ -21,6 +22,9 @@ _RELABELLED = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _PASSED = frozenset({"Identity", "Relu", "LeakyRelu"})
 """Operators that give ``f(x) / s`` for ``x / s`` where ``s`` is positive, element by element."""
 _NORMALIZATIONS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"})
+_ATTENTIONS = frozenset({"Attention", "com.microsoft::MultiHeadAttention"})
+"""Operators whose third input holds the values, of which each row of the result is a mean."""
+_VALUES = 2
 _MOST_LABELS = 1 << 26
 
 
@@ -97,6 +101,13 @@ class _Search:
         self._view, self._shapes = view, shapes
         self._ties: list[Array] = []
         self._folds: list[Fold] = []
+        self._ways: dict[str, Callable[[ir.Node, Array], None]] = {
+            **dict.fromkeys(("Mul", "Div"), self._product),
+            **dict.fromkeys(("Add", "Sub", "Sum"), self._sum),
+            **dict.fromkeys(("MatMul", "Gemm", "Conv"), self._linear),
+            **dict.fromkeys(_NORMALIZATIONS, self._normalization),
+            **dict.fromkeys(_ATTENTIONS, self._attention),
+        }
         shape = self._shape(value)
         self._count = shape[axis]
         labels = np.arange(self._count).reshape(-1, *[1] * (len(shape) - 1 - axis % len(shape)))
@@ -122,14 +133,8 @@ class _Search:
             self._data(node, 0, labels.transpose(np.argsort(order)))
         elif operator == "Expand":
             self._data(node, 0, self._fitted(labels, self._shape(node.inputs[0])))
-        elif operator in ("Mul", "Div"):
-            self._product(node, labels)
-        elif operator in ("Add", "Sub", "Sum"):
-            self._sum(node, labels)
-        elif operator in ("MatMul", "Gemm", "Conv"):
-            self._linear(node, labels)
-        elif operator in _NORMALIZATIONS:
-            self._normalization(node, labels)
+        elif operator in self._ways:
+            self._ways[operator](node, labels)
         else:
             raise NotAbsorbed(f"{operator} {node.name} takes no factors")
 
@@ -199,8 +204,20 @@ class _Search:
         """A product of two values: the right one takes factors that are the same in all rows, as attention's values do."""
         if operator_of(node) != "MatMul" or labels.ndim < 2:
             raise NotAbsorbed(f"{node.name} has no constant weight")
-        shape = self._shape(node.inputs[1])
-        self._data(node, 1, self._fitted(labels, (*shape[:-2], 1, shape[-1])))
+        self._rows(node, 1, labels)
+
+    def _attention(self, node: ir.Node, labels: Array) -> None:
+        """Values take the factors of what is a mean of them, where each head has its own."""
+        found = attention_at(node, self._view)
+        biased = operator_of(node) != "Attention" and input_of(node, _VALUES + 1) is not None
+        if found is None or found.heads != found.kv_heads or input_of(node, _VALUES) is None or biased:
+            raise NotAbsorbed(f"{node.name} has heads that share values, or adds to them")
+        self._rows(node, _VALUES, labels)
+
+    def _rows(self, node: ir.Node, slot: int, labels: Array) -> None:
+        """Goes on to an input ``[..., rows, channels]`` whose rows become others, and whose channels stay."""
+        shape = self._shape(node.inputs[slot])
+        self._data(node, slot, self._fitted(labels, (*shape[:-2], 1, shape[-1])))
 
     def _normalization(self, node: ir.Node, labels: Array) -> None:
         channels = self._along(labels, labels.ndim - 1)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
+import onnx
 import onnx_ir as ir
 
 from graphopt import ledger
 from graphopt.errors import UnsupportedModelError
+from graphopt.graph.edits import all_nodes
 
 # The IR version that first allowed an opset (https://github.com/onnx/onnx/blob/main/docs/Versioning.md).
 _IR_VERSIONS = {8: 3, 9: 4, 10: 5, 11: 6, 12: 7, 15: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
+
+_ASIDE = "graphopt.aside"
+"""The domain of operators that the converters must not see."""
 
 
 def opset_of(model: ir.Model) -> int:
@@ -39,7 +46,8 @@ def convert_opset(model: ir.Model, version: int) -> None:
     # The converters report through the log and leave the model as it was; their noise is not for the user.
     logging.disable(logging.ERROR)
     try:
-        ConvertVersionPass(version, fallback=True)(model)
+        with _own_operators_aside(model):
+            ConvertVersionPass(version, fallback=True)(model)
     except Exception as error:  # the converters' exceptions share no base class
         reason = f": {' '.join(str(error.__cause__ or error).split())[:200]}"
     finally:
@@ -50,6 +58,22 @@ def convert_opset(model: ir.Model, version: int) -> None:
         value.type, value.shape = given, shape  # the converters infer more, and a signature is not theirs to change
     model.ir_version = max(model.ir_version, _least_ir_version(version))
     ledger.record(ledger.Rewrite(key))
+
+
+@contextlib.contextmanager
+def _own_operators_aside(model: ir.Model) -> Iterator[None]:
+    """Hides from the converters what ONNX Runtime adds to the standard domain, such as SimplifiedLayerNormalization."""
+    for node in all_nodes(model):
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            node.domain = _ASIDE
+            model.graph.opset_imports[_ASIDE] = 1
+    try:
+        yield
+    finally:
+        for node in all_nodes(model):
+            if node.domain == _ASIDE:
+                node.domain = ""
+        model.graph.opset_imports.pop(_ASIDE, None)
 
 
 def _ports(model: ir.Model) -> list[ir.Value]:

@@ -167,6 +167,32 @@ def layers(g: Grower) -> None:
         x = g.op("MatMul", [kept, keys], x.shape, bound=4.0)
 
 
+def side_by_side(g: Grower) -> None:
+    """Heads that are split right before an attention and joined right after, of few keys or of very many, masked or not."""
+    heads, size = g.choices.one_of([(2, 4), (1, 8), (3, 4)])
+    many = g.choices.chance(25)
+    batch = g.choices.one_of([(2, 3), (2, 2), (2, 2)])
+    queries = g.choices.one_of([(3, 3), (3, 3), (5, 4)])
+    keys = (1024, 1024) if many else g.choices.one_of([(3, 3), (6, 6), (5, 4)])
+    split = g.integers([0, 0, g.choices.one_of([-1, heads]), size])
+    parts = []
+    for length, order in ((queries, (0, 2, 1, 3)), (keys, g.choices.one_of([(0, 2, 3, 1), (0, 2, 1, 3)])), (keys, (0, 2, 1, 3))):
+        flat = g.tamed(g.fresh(3, shape=(batch, length, (heads * size,) * 2)), 4.0)
+        shape = (batch, length, (heads,) * 2, (size, size))
+        opened = g.op("Reshape", [flat, split], shape)
+        parts.append(g.op("Transpose", [opened], tuple(shape[axis] for axis in order), perm=list(order)))
+    query, key, value = parts
+    if key.shape[-1] == (size, size):
+        key = g.op("Transpose", [key], (*key.shape[:2], key.shape[3], key.shape[2]), perm=[0, 1, 3, 2])
+    shape = (batch, (heads,) * 2, queries, keys)
+    scores = _scaled(g, g.op("MatMul", [query, key], shape, bound=100.0))
+    scores = scores if many or g.choices.chance(50) else masked(g, scores)
+    result = g.op("MatMul", [_probabilities(g, scores), value], (*shape[:3], (size, size)), bound=4.0)
+    back = g.op("Transpose", [result], (batch, queries, shape[1], (size, size)), perm=[0, 2, 1, 3])
+    joined = (*back.shape[:2], (heads * size,) * 2)
+    g.op("Reshape", [back, g.integers([0, 0, g.choices.one_of([-1, heads * size])])], joined)
+
+
 def whole(g: Grower) -> None:
     """The standard operator, or ONNX Runtime's own, with a constant mask that hides nothing or something."""
     if g.opset < 23 and g.model.kind != "float32":
@@ -194,5 +220,5 @@ def whole(g: Grower) -> None:
     g.op("MultiHeadAttention", inputs, query.shape, domain="com.microsoft", num_heads=n.heads, scale=g.choices.one_of([None, 0.5]))
 
 
-STEPS_OF_ATTENTIONS: tuple[Step, ...] = (decomposed, whole, layers, decomposed, decomposed, decomposed, decomposed)
+STEPS_OF_ATTENTIONS: tuple[Step, ...] = (decomposed, whole, layers, side_by_side, decomposed, decomposed, side_by_side, decomposed)
 """All of them."""

@@ -227,6 +227,12 @@ def attention(operands: Operands) -> list[Fact] | None:
     return None if size is None else [Fact(operands.dtype(), (*q[:2], dims.multiply(size, operands.attribute("q_num_heads"))))]
 
 
+def multi_head_attention(operands: Operands) -> list[Fact] | None:
+    """MultiHeadAttention over separate queries, keys and values of three axes."""
+    q, v = operands.shape(0), operands.shape(2) if operands.has(2) else None
+    return None if q is None or v is None or (len(q), len(v)) != (3, 3) else [Fact(operands.dtype(), (*q[:2], v[2]))]
+
+
 def agreement(branches: Sequence[Fact], operands: Operands) -> Fact:
     """What is known of the output of an If: that in which its branches agree."""
     shapes = [fact.shape for fact in branches]
@@ -262,6 +268,7 @@ def _table() -> dict[str, Rule]:
         "MaxPool": window, "ConvTranspose": conv_transpose, "Gemm": gemm, "DepthToSpace": depth_to_space, "NonZero": non_zero,
         "TopK": top_k, "LayerNormalization": layer_normalization, "Dropout": dropout, "QuantizeLinear": quantize,
         "DequantizeLinear": dequantize, "Attention": attention, "com.microsoft::MatMulNBits": matmul_n_bits,
+        "com.microsoft::MultiHeadAttention": multi_head_attention,
         "com.microsoft::DynamicQuantizeMatMul": matmul, "com.microsoft::GatherBlockQuantized": gather_block_quantized,
         "com.microsoft::DynamicQuantizeLSTM": dynamic_quantize_lstm,
     }  # fmt: skip

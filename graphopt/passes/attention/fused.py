@@ -1,6 +1,8 @@
-"""A whole attention in the standard's own operator."""
+"""A whole attention in the standard's own operator, of values that are laid out by heads."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -28,7 +30,7 @@ def fuse_attention(node: ir.Node, view: View) -> Change | Miss | None:
     found = None if softmax is None or view.opset < 23 else attention_at(softmax, view)
     if found is None or softmax is None or found.output is not node.outputs[0]:
         return None
-    reason = _why_not(found, softmax, view)
+    reason = why_not_fused(found, softmax, view) or why_row_may_vanish(found.masks, view)
     if reason:
         return Miss(reason)
     result = view.shape(node.outputs[0]) or ()
@@ -37,18 +39,23 @@ def fuse_attention(node: ir.Node, view: View) -> Change | Miss | None:
 
     def build(op: Builder) -> ir.Value:
         keys = found.key if turned else op.op("Transpose", found.key, perm=[0, 1, 3, 2])
-        mask = None
-        for part in found.masks:
-            mask = part if mask is None else op.op("Add", mask, part)
-        made = op.op("Attention", found.query, keys, found.value, *([] if mask is None else [mask]), scale=found.scale)
+        made = op.op("Attention", found.query, keys, found.value, *summed(op, found.masks), scale=found.scale)
         grouped = result[1] != found.heads
         return reshape(op, made, [0, kv_heads, -1, width if isinstance(width, int) else 0]) if grouped else made
 
     return Change(build)
 
 
-def _why_not(found: AttentionView, softmax: ir.Node, view: View) -> str:
-    """What keeps an attention from being the standard operator; empty where nothing does."""
+def summed(op: Builder, masks: Sequence[ir.Value]) -> list[ir.Value]:
+    """One mask in the place of several; none where there are none."""
+    mask: ir.Value | None = None
+    for part in masks:
+        mask = part if mask is None else op.op("Add", mask, part)
+    return [] if mask is None else [mask]
+
+
+def why_not_fused(found: AttentionView, softmax: ir.Node, view: View) -> str:
+    """What keeps an attention from being the standard operator, rows apart that masks hide whole; empty where nothing does."""
     if any(step.op_type in ("IsNaN", "Where") for step in found.nodes):
         return "rows or scores are chosen by a condition"
     if any(step.op_type == "Cast" for step in found.nodes) or not masks_come_last(softmax, found.masks, view):
@@ -58,8 +65,6 @@ def _why_not(found: AttentionView, softmax: ir.Node, view: View) -> str:
         return "an intermediate result is used elsewhere"
     if any(view.dtype(mask) != view.dtype(found.query) or not 2 <= (view.rank(mask) or 0) <= 4 for mask in found.masks):
         return "a mask is not one that is added to the scores"
-    if reason := why_row_may_vanish(found.masks, view):
-        return reason
     values = (found.query, found.key, found.value, softmax.outputs[0])
     shapes = [shape for value in values if (shape := view.shape(value)) is not None and len(shape) == 4]
     if len(shapes) < len(values) or view.dtype(found.query) not in _FLOATS:

@@ -55,7 +55,8 @@ def make_reshape_target_constant(node: ir.Node, view: View) -> Change | Miss | N
     """Replaces the computed target of a Reshape with a constant.
 
     The entries are 0 where the length is the input's, numbers where it is static, and at most one -1, which no other length
-    that can be zero may stand beside (the runtime cannot solve it then). Exact.
+    that can be zero may stand beside (the runtime cannot solve it then), unless the computed target has it there too: then it
+    stays, so that what refuses empty tensors still tells that there are none. Exact.
     """
     source, target = node.inputs[0], input_of(node, 1)
     if source is None or target is None or view.is_constant(target):
@@ -83,6 +84,8 @@ def _constant_target(before: Sequence[Dim], after: Sequence[Dim], inferred: int 
             entries.append(dim)
         else:
             entries.append(-1)
+    if inferred is not None and 0 in entries and -1 not in entries:
+        entries[inferred] = -1
     if entries.count(-1) > 1:
         return Miss("more than one length depends on the inputs")
     if -1 in entries and entries.index(-1) != inferred:
