@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphopt.errors import SamplesError
 from graphopt.solve.allocation import allocate
 from graphopt.solve.metric import Metric
 from graphopt.solve.surgeon import Consumer, removals
+from graphopt.solve.thin import ThinMetric
 
 Array = np.ndarray[Any, Any]
 
@@ -26,6 +28,7 @@ def _consumer(seed: int, out: int, components: int, width: int, correlated: floa
 
 def _least(consumer: Consumer, gone: Array) -> float:
     """The error after columns went and the rest was refitted, by least squares."""
+    assert isinstance(consumer.metric, Metric)
     assert consumer.metric.gram is not None
     gram = consumer.metric.gram[0] + float(consumer.metric.ridge[0]) * np.eye(consumer.weight.shape[1])
     kept = np.setdiff1d(np.arange(gram.shape[0]), gone)
@@ -55,6 +58,25 @@ def test_near_the_best_subset(seed: int) -> None:
     found = list(removals([consumer]))[3]
     best = min(_least(consumer, np.array(subset)) for subset in combinations(range(8), 4))
     assert found.damage <= 1.3 * best
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_few_positions_say_the_same_as_their_gram_matrix(width: int) -> None:
+    """Columns that no component takes are refitted too."""
+    generator = np.random.default_rng(width)
+    inputs, weight = generator.normal(size=(60, 8)) @ generator.normal(size=(8, 20)), generator.normal(size=(5, 60)).astype(np.float32)
+    places = generator.permutation(60)[:48].reshape(-1, width)
+    metrics = Metric((inputs @ inputs.T)[None]), ThinMetric(inputs)
+    for thick, thin in zip(*(removals([Consumer(weight, metric, places)]) for metric in metrics), strict=True):
+        assert thin.gone == thick.gone
+        assert thin.damage == pytest.approx(thick.damage, rel=1e-6)
+        np.testing.assert_allclose(thin.weights[0], thick.weights[0], atol=1e-6)
+
+
+def test_infinite_inputs_are_told() -> None:
+    """Few positions are refused as their Gram matrix would be."""
+    with pytest.raises(SamplesError, match="infinite or NaN"):
+        ThinMetric(np.array([[1.0, np.inf]], np.float32))
 
 
 def test_twins_do_not_both_go() -> None:

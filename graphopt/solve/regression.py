@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from graphopt.solve.blas import times
 from graphopt.solve.metric import ROWS, Metric
 
 Array = np.ndarray[Any, Any]
@@ -95,13 +96,13 @@ def regression(
         return as_it_was
     rows = slice(None, None, max(1, weight.shape[1] // ROWS)) if project is None else slice(None)
     some, seen = fit.of(rows), held.of(rows)
-    best, error = _best(lambda damping: _error(seen, *_solution(some, weight[:, rows], damping, affine=affine, project=project)))
+    best, error = best_damping(lambda damping: _error(seen, *_solution(some, weight[:, rows], damping, affine=affine, project=project)))
     if not error < _error(seen, present[:, rows], still[:, rows]):
         return as_it_was
     return _solution(fit.plus(held), weight, best, affine=affine, project=project)
 
 
-def _best(error_of: Callable[[float], float]) -> tuple[float, float]:
+def best_damping(error_of: Callable[[float], float]) -> tuple[float, float]:
     """The damping with the least error, and that. Errors fall and then rise, so that one end tells about the other."""
     lowest, low, high, highest = DAMPINGS
     errors = {damping: error_of(damping) for damping in (low, high)}
@@ -126,6 +127,6 @@ def _solution(
 
 def _error(moments: Moments, weight: Array, shift: Array) -> float:
     """The squared error, up to what no weight changes."""
-    quadratic = float(np.sum((weight @ moments.gram) * weight)) - 2.0 * float(np.sum(moments.cross * weight))
+    quadratic = float(np.sum(times(weight, moments.gram) * weight)) - 2.0 * float(np.sum(moments.cross * weight))
     mean = np.einsum("gok,gk->go", weight, moments.inputs) - moments.outputs
     return quadratic + float(2.0 * np.sum(shift * mean) + moments.n * np.sum(shift**2))

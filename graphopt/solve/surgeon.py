@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from graphopt.solve.blas import times
 from graphopt.solve.metric import Metric
+from graphopt.solve.thin import ThinMetric, ThinState
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +38,7 @@ class Consumer:
     """
 
     weight: Array
-    metric: Metric
+    metric: Metric | ThinMetric
     places: Array
 
 
@@ -51,7 +53,7 @@ class Removal:
 
     gone: tuple[int, ...]
     damage: float
-    _states: Sequence[_State]
+    _states: Sequence[_State | ThinState]
 
     @property
     def weights(self) -> list[Array]:
@@ -66,7 +68,7 @@ def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterat
         consumers: of the same components; at least one.
         stops: numbers of components left at which a step ends.
     """
-    states = [_State(consumer) for consumer in consumers]
+    states = [_state(consumer) for consumer in consumers]
     steps = STEPS if max(consumer.weight.shape[1] for consumer in consumers) <= _WIDE else STEPS // 3
     left = np.arange(len(consumers[0].places))
     del consumers  # a wide metric takes as much memory as its inverse
@@ -82,18 +84,24 @@ def removals(consumers: Sequence[Consumer], stops: Sequence[int] = ()) -> Iterat
         yield Removal(tuple(gone), damage, states)
 
 
+def _state(consumer: Consumer) -> _State | ThinState:
+    dtype: type[np.floating[Any]] = np.float64 if consumer.weight.shape[1] <= _WIDE else np.float32
+    if isinstance(consumer.metric, ThinMetric):
+        return ThinState(consumer.weight, consumer.metric, consumer.places, dtype)
+    return _State(consumer.weight, consumer.metric, consumer.places, dtype)
+
+
 class _State:
     """What is left of one consumer: its refitted weight and the inverse of its metric, on the columns that are still there.
 
     Of the inverse the lower triangle alone is kept up: half the work.
     """
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._shape = consumer.weight.shape
-        dtype: type[np.floating[Any]] = np.float64 if self._shape[1] <= _WIDE else np.float32
-        self._weight: Array = consumer.weight.astype(dtype, order="C")
-        self._places = consumer.places
-        self._inverse = _inverse(consumer, dtype)
+    def __init__(self, weight: Array, metric: Metric, places: Array, dtype: type[np.floating[Any]]) -> None:
+        self._shape = weight.shape
+        self._weight: Array = weight.astype(dtype, order="C")
+        self._places = places
+        self._inverse = _inverse(metric, self._shape[1], dtype)
         self._multiply, self._square = scipy.linalg.get_blas_funcs(("gemm", "syrk"), dtype=dtype)  # in place
         self._columns = np.arange(self._shape[1])
         self._place_of = self._columns.copy()
@@ -114,7 +122,7 @@ class _State:
             return single
         weights = self._weight[:, columns].transpose(1, 2, 0)
         blocks = self._between(columns[:, :, None], columns[:, None, :])
-        prices: Array = np.einsum("cwo,cwo->c", weights, np.linalg.solve(blocks, weights))
+        prices: Array = np.einsum("cwv,cwv->c", np.linalg.inv(blocks), times(weights, weights.swapaxes(1, 2)))
         return prices
 
     def remove(self, components: Array) -> float:
@@ -148,15 +156,14 @@ class _State:
         self._place_of[self._columns] = np.arange(alive.size)
 
 
-def _inverse(consumer: Consumer, dtype: type[np.floating[Any]]) -> Array:
+def _inverse(metric: Metric, width: int, dtype: type[np.floating[Any]]) -> Array:
     """``[K, K]``, the damped metric's inverse, in its lower triangle; columns lie together."""
-    width = consumer.weight.shape[1]
-    if consumer.metric.gram is None:
+    if metric.gram is None:
         return np.eye(width, dtype=dtype, order="F")
     try:
-        factor = _root(consumer.metric, dtype)
+        factor = _root(metric, dtype)
     except scipy.linalg.LinAlgError:  # rounding has left it indefinite
-        factor = _root(consumer.metric, np.float64).astype(dtype)
+        factor = _root(metric, np.float64).astype(dtype)
     (invert,) = scipy.linalg.get_lapack_funcs(("potri",), dtype=dtype)  # a third of the work of solving for the identity
     inverse: Array = invert(factor, lower=1, overwrite_c=1)[0]
     return inverse

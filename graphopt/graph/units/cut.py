@@ -31,7 +31,10 @@ class Cut:
 
     def __init__(self, model: ir.Model, couplings: Couplings, gone: Array) -> None:
         self.view = View(model)
-        self._model, self._couplings, self._gone = model, couplings, gone
+        self._model, self._couplings = model, couplings
+        labels = couplings.components.labels
+        self._stays = np.ones(int(labels.max(initial=-1)) + 1, bool)
+        self._stays[gone] = False
         self._names = Names(model)
         self.parts: dict[tuple[str, int], tuple[Array | None, ...]] = {}
         self._made: dict[tuple[ir.Value, tuple[int, ...], bytes], ir.Value] = {}
@@ -43,7 +46,8 @@ class Cut:
 
     def stays(self, axis: Array) -> Array:
         """Which indices of an axis stay: ``bool [length]``."""
-        return ~np.isin(self._couplings.components.labels[axis], self._gone)
+        stays: Array = self._stays[self._couplings.components.labels[axis]]
+        return stays
 
     def kept(self, axis: Axis) -> Array | None:
         """The indices of an axis that stay, or None where all do."""

@@ -12,6 +12,7 @@ from graphopt.graph.layers import Layer, layer_of
 from graphopt.graph.units import Block, Site
 from graphopt.solve.metric import Metric
 from graphopt.solve.surgeon import Consumer
+from graphopt.solve.thin import ThinMetric
 
 Array = np.ndarray[Any, Any]
 
@@ -39,9 +40,12 @@ class Use:
     layer: Layer
     columns: Array
 
-    def consumers(self, known: Mapping[str, Array], importance: Importance) -> Iterator[Consumer]:
-        """One consumer a group, in the metric of the samples where it is known."""
+    def consumers(self, known: Mapping[str, Array | ThinMetric], importance: Importance) -> Iterator[Consumer]:
+        """One consumer a group, in the metric of the samples where it is known: as a Gram matrix, or ready for the only group."""
         weight, found = self.layer.weight(), known.get(self.layer.name)
+        if isinstance(found, ThinMetric):
+            yield Consumer(weight[0], found, self.columns)
+            return
         for group in range(len(weight)):
             gram = None if found is None else METRICS[importance](found[group : group + 1])
             yield Consumer(weight[group], Metric(gram), self.columns)
@@ -59,10 +63,13 @@ def _columns(layer: Layer, site: Site, places: Array) -> Array:
     shape = layer.stored_shape
     along = np.arange(shape[site.axis]).reshape([-1 if axis == site.axis else 1 for axis in range(len(shape))])
     index = layer.as_matrix(np.broadcast_to(along, shape))[0, 0]
-    return np.stack([np.flatnonzero(np.isin(index, own)) for own in places])
+    owners = np.full(shape[site.axis], len(places))
+    owners[places] = np.arange(len(places))[:, None]
+    found = owners[index]
+    return np.argsort(found, kind="stable")[: np.count_nonzero(found < len(places))].reshape(len(places), -1)
 
 
-def consumers_of(uses: Sequence[Use], known: Mapping[str, Array], importance: Importance) -> list[Consumer]:
+def consumers_of(uses: Sequence[Use], known: Mapping[str, Array | ThinMetric], importance: Importance) -> list[Consumer]:
     """All groups of all layers that use a block."""
     return [consumer for use in uses for consumer in use.consumers(known, importance)]
 

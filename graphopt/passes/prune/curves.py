@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.graph.layers import Layer
 from graphopt.graph.units import Block
 from graphopt.graph.view import operator_of
 from graphopt.passes.prune.consumers import Importance, Use, consumers_of, put_back
 from graphopt.passes.walk.damage import Damage
 from graphopt.solve.surgeon import Consumer, removals
+from graphopt.solve.thin import ThinMetric
 
 Array = np.ndarray[Any, Any]
 
@@ -103,8 +105,13 @@ def curve_of(candidate: Candidate, measured: Sequence[int], importance: Importan
 
 
 def _consumers(candidate: Candidate, importance: Importance, damage: Damage, *, is_real: bool) -> list[Consumer]:
-    known = {use.layer.name: damage.gram(use.layer) for use in candidate.uses} if is_real else {}
+    known = {use.layer.name: _known(use.layer, importance, damage) for use in candidate.uses} if is_real else {}
     return consumers_of(candidate.uses, known, importance)
+
+
+def _known(layer: Layer, importance: Importance, damage: Damage) -> Array | ThinMetric:
+    few = damage.few_inputs(layer) if importance == "surgeon" else None
+    return damage.gram(layer) if few is None else ThinMetric(few)
 
 
 def _between(widths: Sequence[int], errors: Mapping[int, float], measured: Mapping[int, float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ from graphopt.graph.layers import OPERATORS, Layer, layers_of
 from graphopt.graph.macs import macs_of
 from graphopt.graph.unfold import unfold
 from graphopt.graph.view import operator_of
-from graphopt.passes.walk.line import Line, data_of
+from graphopt.passes.walk.line import Line, data_of, in_turn
 from graphopt.runtime.session import Session, SessionOptions
 from graphopt.runtime.shelf import Shelf
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.product import Product
+from graphopt.solve.thin import ThinMetric
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -53,7 +54,7 @@ class Damage:
         self._line = Line(prepared(model), layers, options)
         self._shelf = Shelf(samples, folder / "damage")
         self._expected = [self._line.run(self._shelf[number], 0, len(self._line)) for number in range(min(few, len(self._shelf)))]
-        self._product = Product(options)
+        self._product = Product(in_turn(options))
         self._at = 0
 
     def step(self, layer: str) -> int:
@@ -73,11 +74,26 @@ class Damage:
         """What reaches a layer, of all samples: ``X X^T [groups, K, K]`` float32."""
         groups, _, width = layer.shape
         total = np.zeros((groups, width, width), np.float32)
-        for number in range(len(self._shelf)):
-            x = unfold(layer, data_of(layer, self._line.run(self._shelf[number], self._at, self.step(layer.name))))
-            x = np.ascontiguousarray(x, np.float32)
+        for x in self._inputs(layer):
             total += self._product(x, x)
         return total
+
+    def few_inputs(self, layer: Layer) -> Array | None:
+        """``X [K, n]`` float32 of all samples, where positions are so few that this suits better than a Gram matrix; else None."""
+        groups, _, width = layer.shape
+        pieces, positions = [], 0
+        for x in self._inputs(layer):
+            positions += x.shape[2]
+            if groups > 1 or not ThinMetric.suits(width, positions):
+                return None
+            pieces.append(x[0])
+        return np.concatenate(pieces, axis=1)
+
+    def _inputs(self, layer: Layer) -> Iterator[Array]:
+        """What reaches a layer, sample by sample: ``[groups, K, positions]`` float32."""
+        for number in range(len(self._shelf)):
+            x = unfold(layer, data_of(layer, self._line.run(self._shelf[number], self._at, self.step(layer.name))))
+            yield np.ascontiguousarray(x, np.float32)
 
     def of(self, weights: Mapping[str, Array]) -> float:
         """The damage of other weights ``W [groups, out, in]`` of the same shape in some layers, none before those gone to."""

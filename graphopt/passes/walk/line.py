@@ -123,6 +123,11 @@ class Line:
         return ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
 
 
+def in_turn(options: SessionOptions) -> SessionOptions:
+    """Options of sessions that run one after the other: idle threads of one would take the cores that the next runs on."""
+    return replace(options, config={"session.intra_op.allow_spinning": "0", **options.config})
+
+
 def data_of(layer: Layer, state: State) -> Array:
     """What a layer multiplies its weight with, of one sample: what waits before it, or a constant.
 
@@ -180,8 +185,7 @@ def _used(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _open(model: ir.Model, options: SessionOptions) -> Session:
-    # Idle threads of one segment would take the cores that the next one runs on.
-    options = replace(options, config={"session.intra_op.allow_spinning": "0", **options.config})
+    options = in_turn(options)
     native = native_session_options("all", options)
     native.enable_cpu_mem_arena = False  # each segment would keep its own largest need for good
     native.enable_mem_pattern = False  # samples differ in shape: a pattern for each would stay in memory

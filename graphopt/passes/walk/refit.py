@@ -20,13 +20,13 @@ from graphopt.graph.unfold import unfold
 from graphopt.graph.units.removal import Parts
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
-from graphopt.passes.walk.line import data_of
+from graphopt.passes.walk.line import data_of, in_turn
 from graphopt.passes.walk.outputs import Output, output_of
 from graphopt.passes.walk.stops import HELD_OUT, stops
 from graphopt.runtime.statistics.chain import prepared
 from graphopt.runtime.statistics.product import Product
+from graphopt.solve.evidence import Evidence
 from graphopt.solve.metric import Metric
-from graphopt.solve.regression import Moments, regression
 
 Array = np.ndarray[Any, Any]
 
@@ -55,15 +55,15 @@ def refit(
     places = {place.layer.name: place for place in _places(model, original, parts, projections)}
     now, before = prepared(model), prepared(original)
     twins = {layer.name: layer for layer in layers_of(now)}
-    names, own_names, product, count = Names(model), Names(now), Product(context.options), 0
+    names, own_names, product, count = Names(model), Names(now), Product(in_turn(context.options)), 0
     for name, samples in stops(now, before, places, context):
         place = places[name]
         layer, output = place.layer, place.output
-        fit, held = Moments.empty(*layer.shape), Moments.empty(*layer.shape)
+        fit, held = Evidence(*layer.shape, product), Evidence(*layer.shape, product)
         for number, sample in enumerate(samples):
             x = unfold(layer, data_of(layer, sample.now))
-            (held if number % HELD_OUT == HELD_OUT - 1 else fit).add(x, sample.target(layer, output, place.rows), product)
-        found = regression(fit, held, layer.weight(), affine=output.shift is not None, project=projections.get(name))
+            (held if number % HELD_OUT == HELD_OUT - 1 else fit).add(x, sample.target(layer, output, place.rows))
+        found = fit.refitted(held, layer.weight(), affine=output.shift is not None, project=projections.get(name))
         if found is not None:
             weight, shift = found
             twin, shift = twins[name], shift * layer.scale
