@@ -72,6 +72,26 @@ def test_least_error_is_near_the_optimum(values: Array) -> None:
     assert found <= mean_square(values, whole) * 1.0001
 
 
+def test_least_error_counts_what_is_made_of_values() -> None:
+    """Where a HardSwish follows, no codes are spent below -3, and what comes of the values is closer; constant results need no grid."""
+    values = np.random.default_rng(0).normal(-4, 5, 50_000)
+
+    def hard_swish(values: Array) -> Array:
+        made: Array = values * np.clip(values / 6 + 0.5, 0, 1)
+        return made
+
+    def error(chosen: Range) -> float:
+        scale, zero_point = chosen.grid()
+        codes = np.clip(np.rint(values / scale) + zero_point, 0, 255)
+        return float(((hard_swish((codes - zero_point) * scale) - hard_swish(values)) ** 2).mean())
+
+    plain, chosen = least_error(histogram_of(values)), least_error(histogram_of(values), hard_swish)
+    assert plain.low < -15
+    assert -3.5 < chosen.low < -2.5
+    assert error(chosen) < 0.5 * error(plain)
+    assert least_error(histogram_of(values), np.zeros_like) == extremes(histogram_of(values))
+
+
 def test_percentile_counts_values() -> None:
     """The middle 90 % of a uniform distribution."""
     chosen = percentile(histogram_of(np.linspace(-1, 1, 100_001)), 0.9)

@@ -311,6 +311,30 @@ def test_ranges_by_all_rules(rule: Any) -> None:
     assert runs(model) == "QLinearConv QLinearConv"
 
 
+@pytest.mark.parametrize(
+    ("nodes", "low"),
+    [
+        ("h = HardSigmoid(c1) o = Mul(c1, h)", 2.5),
+        ("h = HardSigmoid(c1) o = Mul(h, c1)", 2.5),
+        ("o = HardSigmoid(c1)", 2.5),
+        ("h = HardSigmoid(c1) m = Mul(c1, h) o = Add(m, c1)", None),
+        ("h = HardSigmoid(c1) m = Mul(c1, h) o = Add(m, h)", None),
+        ("h = HardSigmoid(c1) o = Mul(c1, less)", None),
+    ],
+)
+def test_ranges_end_where_an_activation_is_flat(nodes: str, low: float | None) -> None:
+    """What HardSigmoid takes to 0 needs no codes, unless something else needs the numbers themselves."""
+    model = model_of(f"{CONV1} {nodes} {CONV2.format('o')}")
+    weight = model.graph.initializers["w1"]
+    weight.const_value = ir.tensor(4 * weight.const_value.numpy(), name="w1")  # type: ignore[union-attr]
+    quantized(model)
+    conv = next(node for node in model.graph if node.op_type == "Conv")
+    quantize = next(use.node for use in conv.outputs[0].uses() if use.node.op_type == "QuantizeLinear")
+    scale, zero_point = (float(value.const_value.numpy()) for value in quantize.inputs[1:])  # type: ignore[union-attr]
+    below = scale * zero_point
+    assert below > 4 if low is None else below == pytest.approx(low, abs=0.2)
+
+
 def test_layers_are_asked_for_one_by_one() -> None:
     """With leave for one rewrite the most harmless layer is quantized, and that one alone."""
     model = model_of(f"{CONV1} {CONV2.format('c1')}")
@@ -346,6 +370,8 @@ TIMED = [1.0, 0.8, 0.7, 0.72, 1.2]
         ([30.0, 30.0, 30.0, 30.0, 30.0], 2, "0.70 of the time and is 0.0 dB closer"),
         ([30.0, 30.0, 30.0, 32.0, 30.0], 4, "0.72 of the time and is 2.0 dB closer"),
         ([30.0, 30.0, 30.0, 30.0, 90.0], 2, "0.70 of the time"),
+        ([30.0, 30.0, 30.0, 30.5, 30.0], 2, "0.70 of the time"),
+        ([14.0, 14.0, 14.0, 14.5, 14.0], 4, "0.72 of the time and is 0.5 dB closer"),
     ],
 )
 def test_first_layers_stay_in_float_where_that_pays(

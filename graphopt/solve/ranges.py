@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ LEVELS = 256
 """Codes of an 8-bit activation."""
 WINDOWS = 128
 """Thresholds that the entropy is computed for, where onnxruntime computes all: neighbours hardly differ."""
+_FLAT = 1e-3
+"""Of what a response reaches over: a quarter of a step of 8-bit codes, which is nothing to look for beyond."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +97,28 @@ def percentile(histogram: Histogram, share: float = 0.9999) -> Range:
     return Range.of(low if rest > 0 else histogram.low, high if rest > 0 else histogram.high)
 
 
-def least_error(histogram: Histogram, levels: int = LEVELS) -> Range:
-    """The range with the least mean squared error of rounding and clipping together."""
+def least_error(histogram: Histogram, response: Callable[[Array], Array] | None = None, levels: int = LEVELS) -> Range:
+    """The range with the least mean squared error of rounding and clipping together.
+
+    Args:
+        histogram: of the values.
+        response: what is made of each value, where it is not the value itself that counts: the error is that of the results.
+        levels: codes.
+    """
     whole = extremes(histogram)
     if histogram.empty:
         return whole
     values, weights = _occupied(histogram)
-    best, error = whole, _squared_error(values, weights, whole, levels)
-    reach = 0.5
+    error_of = _Error(values, weights, response or np.asarray, levels)
+    best = whole if response is None else _sloping(values, error_of.wanted)
+    error, reach = error_of(best), 0.5
     # Coarse to fine: both ends by all pairs of factors, then around the best pair at half the reach.
     for _ in range(5):
         centre = best
         for low in _around(centre.low, whole.low, reach):
             for high in _around(centre.high, whole.high, reach):
                 trial = Range(float(low), float(high))
-                found = _squared_error(values, weights, trial, levels)
+                found = error_of(trial)
                 if found < error:
                     best, error = trial, found
         reach /= 2.0
@@ -167,10 +177,26 @@ def _around(value: float, limit: float, reach: float) -> Array:
     return np.unique(np.clip(tried, min(limit, 0.0), max(limit, 0.0)))
 
 
-def _squared_error(values: Array, weights: Array, trial: Range, levels: int) -> float:
-    scale, zero_point = trial.grid(levels)
-    codes = np.clip(np.rint(values / scale) + zero_point, 0, levels - 1)
-    return float(weights @ ((codes - zero_point) * scale - values) ** 2)
+def _sloping(values: Array, wanted: Array) -> Range:
+    """The part of rising values between whose ends what is wanted of them changes by more than next to nothing."""
+    least = _FLAT * np.ptp(wanted)
+    beyond_first, beyond_last = (np.flatnonzero(np.abs(wanted - wanted[end]) > least) for end in (0, -1))
+    if not len(beyond_first):
+        return Range.of(values[0], values[-1])
+    return Range.of(values[beyond_first[0] - 1], values[beyond_last[-1] + 1])
+
+
+class _Error:
+    """The mean squared error of what is made of values, by the range of their grid."""
+
+    def __init__(self, values: Array, weights: Array, response: Callable[[Array], Array], levels: int) -> None:
+        self.wanted = response(values)
+        self._values, self._weights, self._response, self._levels = values, weights, response, levels
+
+    def __call__(self, trial: Range) -> float:
+        scale, zero_point = trial.grid(self._levels)
+        codes = np.clip(np.rint(self._values / scale) + zero_point, 0, self._levels - 1)
+        return float(self._weights @ (self._response((codes - zero_point) * scale) - self.wanted) ** 2)
 
 
 def _divergence(counts: Array, inside: Array, centres: Array, levels: int) -> float:

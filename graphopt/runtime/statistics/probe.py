@@ -33,7 +33,10 @@ class Probes:
 
     def extremes(self, value: ir.Value, axes: Sequence[int] | None = None) -> list[str]:
         """Names of the outputs that will hold minimum and maximum, over all axes or some."""
-        return [self._returned(self._reduce(kind, value, axes)) for kind in ("ReduceMin", "ReduceMax")]
+        low = self._reduce("ReduceMin", value, axes)
+        # ONNX Runtime 1.20 has a minimum of nothing, infinity, but fails at its maximum.
+        high = self._op("Neg", self._reduce("ReduceMin", self._op("Neg", value), axes))
+        return [self._returned(low), self._returned(high)]
 
     def sums(self, value: ir.Value) -> list[str]:
         """Names of the outputs that will hold the number of elements and their sum."""

@@ -30,7 +30,9 @@ COUNTS = (0, 1, 2, 4, 8)
 WORTH = 0.98
 """What the time, noise counted, must fall to."""
 PER_DB = 0.03
-"""A decibel less of noise at the output that has the most is worth this share of the time."""
+"""A decibel less of noise at the output that has the most is worth this share of the time where there is little noise."""
+LOUD = 20.0
+"""Decibels of signal to noise at which a decibel is worth twice as much: about there noise begins to turn decisions round."""
 MOST = 1.1
 """However much closer it is, no variant is taken that needs more than this many times as long as the fastest one."""
 
@@ -55,7 +57,7 @@ def float_prefix(model: ir.Model, keys: Sequence[ledger.Key], variant: Variant, 
     if not found:
         return []
     times, levels = np.split(np.array(found), 2)
-    costs = np.where(times > MOST * times.min(), np.inf, np.log(times / times[0]) + PER_DB * (levels[0] - levels))
+    costs = np.where(times > MOST * times.min(), np.inf, np.log(times / times[0]) + _price(levels) - _price(levels[0]))
     best = int(np.argmin(costs))
     if costs[best] > math.log(WORTH):
         return []
@@ -64,6 +66,12 @@ def float_prefix(model: ir.Model, keys: Sequence[ledger.Key], variant: Variant, 
         figures = f"the model takes {share:.2f} of the time and is {gain:.1f} dB closer"
         ledger.decline(key, f"{figures} with the first {counts[best]} layers in float")
     return list(keys[: counts[best]])
+
+
+def _price(levels: Array) -> Array:
+    """What noise costs, as a share of the time: each decibel alike, and its power besides, by which decisions are lost."""
+    power: Array = 10 ** ((LOUD - levels) / 10)
+    return PER_DB * (power * 10 / math.log(10) - levels)
 
 
 def _compared(model: ir.Model, variants: Sequence[ir.Model], context: Context) -> list[float]:

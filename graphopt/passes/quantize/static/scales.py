@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from graphopt.graph.view import View
 from graphopt.passes.base import Context
 from graphopt.passes.quantize.static.grids import Shared
+from graphopt.passes.quantize.static.response import Response, response_of
 from graphopt.runtime.statistics import Request, ValueStatistics
 from graphopt.solve import ranges
 from graphopt.solve.ranges import Range
@@ -27,9 +27,9 @@ _OF_ROUNDING = 48.0
 """What a rounded offset, squared, in steps, costs: twelve for the noise of a step, which is 1, times four, since all values share it."""
 _BINS = 512
 """Of the histogram that the entropy rule sees: with more it would cut off most of a value that is often next to zero."""
-_RULES: Mapping[str, Callable[[ranges.Histogram], Range]] = {
-    "percentile": partial(ranges.percentile, share=_SHARE),
-    "entropy": lambda histogram: ranges.entropy(_coarser(histogram)),
+_RULES: Mapping[str, Callable[[ranges.Histogram, Response | None], Range]] = {
+    "percentile": lambda histogram, _: ranges.percentile(histogram, _SHARE),
+    "entropy": lambda histogram, _: ranges.entropy(_coarser(histogram)),
     "mse": ranges.least_error,
 }
 
@@ -58,8 +58,8 @@ def known_values(model: ir.Model, grids: Sequence[Shared], view: View, context: 
     found = context.statistics(model, request).values
     known = {}
     for value in values:
-        constant, name = view.constant(value), value.name or ""
-        range_ = _of_constant(constant) if constant is not None else _remembered(name, found.get(name), rule, context)
+        constant = view.constant(value)
+        range_ = _of_constant(constant) if constant is not None else _remembered(value, found.get(value.name or ""), rule, context)
         if range_ is not None:
             known[value] = range_
     return known
@@ -100,11 +100,12 @@ def _in_step(scale: float, grid: Shared) -> float:
     return float(np.float32(scale * coarser)) if coarser**2 < 1.0 + _OF_ROUNDING * missing**2 else scale
 
 
-def _remembered(name: str, found: ValueStatistics | None, rule: Rule, context: Context) -> Range | None:
+def _remembered(value: ir.Value, found: ValueStatistics | None, rule: Rule, context: Context) -> Range | None:
     """The range of a value, which is worked out once for as long as its statistics hold."""
-    key = ("range", rule, name)
+    response = response_of(value)
+    key = ("range", rule, value.name, response)
     if found is None or context.solved.get(key, (None,))[0] is not found:
-        context.solved[key] = found, _of_samples(found, rule)
+        context.solved[key] = found, _of_samples(found, rule, response)
     range_: Range | None = context.solved[key][1]
     return range_
 
@@ -113,14 +114,14 @@ def _of_constant(array: Array) -> Range | None:
     return Range.of(float(array.min()), float(array.max())) if array.size and np.isfinite(array).all() else None
 
 
-def _of_samples(found: ValueStatistics | None, rule: Rule) -> Range | None:
+def _of_samples(found: ValueStatistics | None, rule: Rule, response: Response | None) -> Range | None:
     if found is None or not found.count or not np.isfinite([found.minimum, found.maximum, found.total]).all():
         return None
     whole = Range.of(found.minimum, found.maximum)
     if rule == "minmax" or found.histogram is None:
         return whole
     counts, edges = found.histogram.bins()
-    chosen = _RULES[rule](ranges.Histogram(counts, float(edges[0]), float(edges[-1])))
+    chosen = _RULES[rule](ranges.Histogram(counts, float(edges[0]), float(edges[-1])), response)
     return Range.of(max(chosen.low, whole.low), min(chosen.high, whole.high))
 
 
