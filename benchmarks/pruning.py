@@ -87,7 +87,7 @@ class Case:
         found = self.context.statistics(self.model, Request(layers=tuple(use.layer.name for use in candidate.uses))).layers
         grams = {name: layer.gram for name, layer in found.items()}
         *_, last = removals(consumers_of(candidate.uses, grams, importance), candidate.widths)
-        return Curve([0.0 for _ in candidate.widths], last.gone)
+        return Curve([0.0 for _ in candidate.widths], last.gone, 1.0)
 
     def pruned(self, plan: Plan, widths: Sequence[int], *, refitted: bool) -> ir.Model:
         """The model at some widths."""

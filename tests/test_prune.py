@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +21,9 @@ from graphopt.graph.layers import layers_of
 from graphopt.graph.units import couplings_of
 from graphopt.ledger import Recorder, recording
 from graphopt.passes.base import Context
-from graphopt.passes.prune import Prune
+from graphopt.passes.prune import Prune, channels
 from graphopt.passes.prune.curves import Candidate
+from graphopt.passes.walk.damage import Damage
 from graphopt.presets import preset
 from graphopt.recipe import Recipe
 from graphopt.result import Result
@@ -56,6 +60,23 @@ def test_half_of_the_work_and_nearly_the_same_answers(model: str) -> None:
     assert _weights(result.model) <= 0.6 * _weights(files.load(DIGITS / f"{model}.onnx"))
     assert _agreement(result, model) > 0.95
     assert result.ledger.counts()["prune"] >= 2
+
+
+def test_a_model_too_large_for_its_samples_is_measured_at_fewer_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The damage of a block between two that were measured in full rises as theirs."""
+    measured: list[str] = []
+    of = Damage.of
+
+    def counted(damage: Damage, weights: Mapping[str, np.ndarray[Any, Any]]) -> float:
+        measured.extend(weights)
+        return of(damage, weights)
+
+    monkeypatch.setattr(Damage, "of", counted)
+    monkeypatch.setattr(channels, "samples_for", lambda *_: 0)
+    result = _pruned("conv", parameters=0.6)
+    assert set(Counter(measured).values()) == {1, 2}
+    assert _weights(result.model) <= 0.6 * _weights(files.load(DIGITS / "conv.onnx"))
+    assert _agreement(result, "conv") > 0.9
 
 
 def test_convolutions_keep_widths_that_kernels_like() -> None:

@@ -27,6 +27,8 @@ from graphopt.passes.walk.line import shapes_of_layers
 from graphopt.passes.walk.refit import refit
 from graphopt.runtime.statistics import states_of
 
+_BETWEEN = 3
+"""Of so many blocks of a kind one is measured at two widths, where a model is so large that others are not."""
 _LIKED = 16
 """Channels that convolutions of the CPU take together."""
 
@@ -143,20 +145,29 @@ class Prune(GuidedPass):
     def curves(
         self, model: ir.Model, candidates: Sequence[Candidate], shapes: Mapping[str, tuple[int, ...]], context: Context
     ) -> list[Curve]:
-        """What each candidate costs the outputs, measured on as many samples as there is work allowed for."""
+        """What each candidate costs the outputs, measured on as many samples as there is work allowed for.
+
+        Where there is work for little, most blocks are measured at one width, and their damage is taken to rise as that of the last
+        block of their kind that was measured at two.
+        """
         measured = [each.near(MEASURED) for each in candidates]
         few = samples_for(model, _variants(candidates, measured), shapes)
-        if not few:
+        scarce = not few
+        if scarce:
             measured = [each.near(FEWER) for each in candidates]
             few = max(1, samples_for(model, _variants(candidates, measured), shapes))
         found: dict[int, Curve] = {}
+        rises: dict[str, list[float]] = {}
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             layers = {use.layer.name for each in candidates for use in each.uses}
             damage = Damage(model, layers, context.samples, few, context.options, Path(folder))
             order = sorted(range(len(candidates)), key=lambda number: min(damage.step(use.layer.name) for use in candidates[number].uses))
             for number in order:
-                is_real = not context.samples.is_synthetic
-                found[number] = curve_of(candidates[number], measured[number], self.importance, damage, is_real=is_real)
+                is_real, each = not context.samples.is_synthetic, candidates[number]
+                like = rises.setdefault(each.block.kind, [])
+                widths = measured[number][:1] if scarce and len(like) % _BETWEEN else measured[number]
+                found[number] = curve_of(each, widths, self.importance, damage, is_real=is_real, rise=like[-1] if like else 1.0)
+                like.append(found[number].rise)
         return [found[number] for number in range(len(candidates))]
 
     def _hint(self, couplings: Couplings, denied: int, context: Context) -> str:

@@ -74,14 +74,18 @@ class Curve:
     Attributes:
         damage: at each of its candidate's widths.
         order: the components in the order in which they go.
+        rise: the power of the error at the consumers with which the damage grew between the narrowest widths that were measured.
     """
 
     damage: list[float]
     order: tuple[int, ...]
+    rise: float
 
 
-def curve_of(candidate: Candidate, measured: Sequence[int], importance: Importance, damage: Damage, *, is_real: bool) -> Curve:
-    """Measures the damage at a few widths; between them it follows the error at the consumers.
+def curve_of(
+    candidate: Candidate, measured: Sequence[int], importance: Importance, damage: Damage, *, is_real: bool, rise: float = 1.0
+) -> Curve:
+    """Measures the damage at a few widths; between and beyond them it follows the error at the consumers.
 
     Args:
         candidate: a block, none whose first use comes before that of one measured earlier.
@@ -89,6 +93,7 @@ def curve_of(candidate: Candidate, measured: Sequence[int], importance: Importan
         importance: by what components are chosen.
         damage: measures.
         is_real: the samples tell what reaches layers in use; made-up ones do not.
+        rise: of a curve like this one, where a single width is measured.
     """
     count = candidate.block.count
     errors, found = {count: 0.0}, {count: 0.0}
@@ -101,7 +106,8 @@ def curve_of(candidate: Candidate, measured: Sequence[int], importance: Importan
             found[width] = damage.of({layer.name: weight for layer, weight in put_back(candidate.uses, removal.weights)})
         if width <= candidate.widths[-1]:
             break
-    return Curve(_between(candidate.widths, errors, found), order)
+    damages, rise = _between(candidate.widths, errors, found, rise)
+    return Curve(damages, order, rise)
 
 
 def _consumers(candidate: Candidate, importance: Importance, damage: Damage, *, is_real: bool) -> list[Consumer]:
@@ -114,15 +120,19 @@ def _known(layer: Layer, importance: Importance, damage: Damage) -> Array | Thin
     return damage.gram(layer) if few is None else ThinMetric(few)
 
 
-def _between(widths: Sequence[int], errors: Mapping[int, float], measured: Mapping[int, float]) -> list[float]:
-    """Damage at all widths, log-linear in the error at the consumers between two that were measured."""
+def _between(widths: Sequence[int], errors: Mapping[int, float], measured: Mapping[int, float], rise: float) -> tuple[list[float], float]:
+    """Damage at all widths, log-linear in the error at the consumers between two that were measured, and the power of its rise there."""
     steps = sorted(errors)
     error = np.interp(widths, steps, [errors[step] for step in steps])
     tiny = 1e-12
     points = sorted((errors[width], damage) for width, damage in measured.items() if width in errors)[1:]
     if not points:
-        return [0.0 for _ in widths]
+        return [0.0 for _ in widths], rise
     x, y = (np.log(np.maximum([point[axis] for point in points], tiny)) for axis in (0, 1))
     at = np.log(np.maximum(error, tiny))
-    found = np.where(at < x[0], y[0] + at - x[0], np.interp(at, x, y))
-    return [0.0 if width == widths[0] else float(np.exp(value)) for width, value in zip(widths, found, strict=True)]
+    if len(points) == 1:
+        found = y[0] + np.where(at < x[0], 1.0, rise) * (at - x[0])
+    else:
+        found = np.where(at < x[0], y[0] + at - x[0], np.interp(at, x, y))
+        rise = float((y[-1] - y[-2]) / (x[-1] - x[-2])) if x[-1] > x[-2] else rise
+    return [0.0 if width == widths[0] else float(np.exp(value)) for width, value in zip(widths, found, strict=True)], rise
