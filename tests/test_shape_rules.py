@@ -142,6 +142,17 @@ def test_a_minus_one_beside_a_length_stays_where_a_number_would_do() -> None:
     assert_same(model, result)
 
 
+def test_a_minus_one_that_is_solved_beside_zero_does_not_stay() -> None:
+    """With allowzero the runtime takes empty tensors, and so must the result."""
+    body = "e = Shape<end=2>(x) m = Constant<value_ints=[-1,4]>() t = Concat<axis=0>(e, m) y = Reshape<allowzero=1>(x, t)"
+    model = model_of("float[b,s,12] x", body)
+    result, _ = optimized(model)
+    assert operators(result) == ["Reshape"]
+    for shape in ((0, 5, 12), (2, 0, 12), (2, 5, 12)):
+        feed = {"x": np.zeros(shape, np.float32)}
+        assert open_session(result).run(feed)["y"].shape == open_session(model).run(feed)["y"].shape == (*shape[:2], 3, 4)
+
+
 def test_merged_axes_use_minus_one() -> None:
     """[b * s, 8] becomes [-1, 8], which works for empty batches."""
     model = model_of("float[b,s,8] x", HEADS + "n = Mul(b1, s1) e = Mul(heads, size) t = Concat<axis=0>(n, e) y = Reshape(x, t)")

@@ -117,7 +117,8 @@ def _why_empty(flat: _Flat, view: View) -> str:
     """
     for split in (flat.query, flat.key):
         lengths, target = view.shape(split.inputs[0]) or (), view.integers(split.inputs[1]) or ()
-        copied = [axis for axis, entry in enumerate(target) if entry == 0] if -1 in target else []
+        refuses = -1 in target and not attribute(split, "allowzero", 0)
+        copied = [axis for axis, entry in enumerate(target) if entry == 0 and refuses]
         if not all(at_least(length, 1) or axis in copied for axis, length in enumerate(lengths[:2])):
             return "the batch or a length may be 0, which the runtime's kernel refuses"
     return ""

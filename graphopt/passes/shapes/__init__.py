@@ -65,7 +65,8 @@ def make_reshape_target_constant(node: ir.Node, view: View) -> Change | Miss | N
     if before is None or after is None:
         return None
     wanted = view.shapes.operands(node).dims(1)
-    inferred = None if wanted is None or -1 not in wanted else wanted.index(-1)
+    # With allowzero the runtime solves a -1 beside a length of 0 too, which it does not in the constant form.
+    inferred = None if wanted is None or -1 not in wanted or attribute(node, "allowzero", 0) else wanted.index(-1)
     entries = _constant_target(before, after, inferred)
     if isinstance(entries, Miss):
         return entries
